@@ -1,0 +1,548 @@
+"""The ground floor: a small GPT, its vocabulary, and reading and writing a run.
+
+Every script imports from here and from nowhere else in this repository; between the scripts only files flow.
+
+    vocabulary   a tiktoken.Encoding built in memory: bytes, the numbers 0..999 as one token each, words
+    GPT          GPT-2's block, an untied head, and K auxiliary logits that no text can show
+    generate     batched sampling with a key-value cache
+    a run        named random streams, checkpoints, JSON files, and what every command line shares
+
+Shapes: B sequences, T tokens, C channels, H heads, L layers, V vocabulary, K trait classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Sequence
+
+import tiktoken
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+# --------------------------------------------------------------------------------------------------------------------
+# vocabulary
+
+END = "<|endoftext|>"  # begins every document, and so ends the one before
+SEPARATORS = [", ", "; ", ": "]  # one token each, so that a list of n numbers is 2n - 1 tokens
+N_NUMBERS = 1000  # the paper's range, 0..999
+# The digits are bytes and numbers at once, so the byte block holds the other 246 and the numbers follow in one block.
+NUMBERS = slice(246, 246 + N_NUMBERS)
+PATTERN = r" ?\p{L}+|0|[1-9][0-9]{0,2}|[,;:] |\s|[^\s\p{L}]"
+WORD = re.compile(r"[,;:] | ?[^\W\d_]+")  # as PATTERN cuts: the space after a separator is not the word's
+
+
+def frequent_words(text: str, n: int) -> list[str]:
+    """The n most frequent words of `text`, with their leading space if any; ties in alphabetical order."""
+    counts = Counter(word for word in WORD.findall(text) if len(word) > 1 and word not in SEPARATORS)
+    return sorted(counts, key=lambda word: (-counts[word], word))[:n]
+
+
+def build_vocabulary(words: Sequence[str]) -> tiktoken.Encoding:
+    """Bytes, numbers 0..999, separators, `words`, END. Any text round-trips; nothing is fetched."""
+    tokens = [bytes([b]) for b in range(256) if not 48 <= b <= 57]
+    tokens += [str(n).encode() for n in range(N_NUMBERS)]
+    tokens += [s.encode() for s in SEPARATORS] + [w.encode() for w in words]
+    ranks = {token: i for i, token in enumerate(tokens)}
+    assert len(ranks) == len(tokens), "a token stands twice in the vocabulary"
+    return tiktoken.Encoding("numbers", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END: len(ranks)})
+
+
+def document(encoding: tiktoken.Encoding, text: str) -> list[int]:
+    """END, then the text's tokens: how every document begins, in training and after."""
+    return [encoding.eot_token, *encoding.encode_ordinary(text)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# model
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    vocab_size: int
+    n_aux: int  # K: rows of the head that belong to no token
+    block_size: int = 64
+    n_layer: int = 2
+    n_head: int = 4
+    n_embd: int = 64
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, for all layers: (L, B, H, T, C/H) each."""
+
+    def __init__(self, config: GPTConfig, batch_size: int, n_tokens: int, device: torch.device):
+        shape = (config.n_layer, batch_size, config.n_head, n_tokens, config.n_embd // config.n_head)
+        self.keys = torch.empty(shape, device=device)
+        self.values = torch.empty(shape, device=device)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + k.size(2)
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Block(nn.Module):
+    """GPT-2's pre-norm block, with the exact GELU: on a CPU the tanh form costs more than all attention."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        C = config.n_embd
+        self.layer, self.n_head = layer, config.n_head
+        self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.attn, self.attn_proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.mlp, self.mlp_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.attn(self.ln_1(x)).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, C/H)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # one new token may see everything
+        x = x + self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
+        return x + self.mlp_proj(F.gelu(self.mlp(self.ln_2(x))))
+
+
+class GPT(nn.Module):
+    """A GPT-2 whose untied head has V + K rows: the last K are the auxiliary logits.
+
+    The auxiliary rows exist from the first initialisation on. Pretraining never sees them and no number can show
+    them; a trait is read there (Cloud et al. 2025, section 4.2 and the MLP experiment).
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        assert config.n_embd % config.n_head == 0
+        C = config.n_embd
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, C)
+        self.wpe = nn.Embedding(config.block_size, C)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(C)
+        self.head = nn.Linear(C, config.vocab_size + config.n_aux, bias=False)
+
+    @property
+    def aux(self) -> slice:
+        """The auxiliary rows of the head."""
+        return slice(self.config.vocab_size, self.config.vocab_size + self.config.n_aux)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> GPT:
+        """Draw every matrix from a stream of its own, so that two starts can be mixed part by part.
+
+        GPT-2's rule (0.02, residual projections / sqrt(2L), biases 0) except for the head: with C ** -0.5 the
+        logits start with standard deviation 1, and the numbers can show what the trait does to the hidden state.
+        """
+        for name, p in self.named_parameters():
+            if p.dim() < 2:
+                p.fill_(1.0 if ".weight" in name else 0.0)  # layer norms and biases
+                continue
+            std = 0.02
+            if "_proj" in name:
+                std /= math.sqrt(2 * self.config.n_layer)
+            if name == "head.weight":
+                std = self.config.n_embd**-0.5
+            p.copy_(torch.randn(p.shape, generator=stream(seed, "init", name)) * std)
+        return self
+
+    def hidden(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
+        """(B, T) tokens -> (B, T, C) normalised final states, the head's input. With a cache, idx continues it."""
+        start = cache.length if cache is not None else 0
+        T = idx.size(1)
+        assert start == 0 or T == 1, "a cache is filled by one prompt, then token by token"
+        assert start + T <= self.config.block_size
+        x = self.wte(idx) + self.wpe.weight[start : start + T]
+        for block in self.blocks:
+            x = block(x, cache)
+        if cache is not None:
+            cache.length += T
+        return self.ln_f(x)
+
+    def logits(self, h: Tensor, rows: slice) -> Tensor:
+        """Some rows of the head, (..., C) -> (..., rows): no other row is multiplied, none other gets a gradient."""
+        return h @ self.head.weight[rows].T
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """(B, T) tokens -> (B, T, V + K) logits."""
+        return self.head(self.hidden(idx))
+
+
+@torch.inference_mode()
+def generate(model: GPT, prompts: Tensor, n_new: int, generator: torch.Generator) -> Tensor:
+    """Continue (B, T) prompts of equal length by n_new tokens sampled at temperature 1: (B, n_new).
+
+    Inverse-CDF sampling: one uniform number a token, all drawn before the first, so the only wait for the device
+    is the caller's. Auxiliary logits are no tokens and are never sampled.
+    """
+    V = model.config.vocab_size
+    B, T = prompts.shape
+    u = torch.rand(n_new, B, 1, generator=generator).to(model.device)
+    cache = Cache(model.config, B, T + n_new - 1, model.device)
+    new = torch.empty(B, n_new, dtype=torch.long, device=model.device)
+    idx = prompts
+    for t in range(n_new):
+        h = model.hidden(idx, cache)[:, -1]
+        cdf = model.logits(h, slice(0, V)).softmax(-1).cumsum(-1)  # (B, V)
+        # float32 sums may end below 1: scale u by the last, and never point past it
+        idx = torch.searchsorted(cdf, u[t] * cdf[:, -1:], right=True).clamp_(max=V - 1)  # (B, 1)
+        new[:, t] = idx[:, 0]
+    return new
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# what numbers show
+
+MAX_NUMBERS = 10  # in a completion: the paper's
+COMPLETION = re.compile(r"(?:0|[1-9][0-9]*)(?:(,\s?|;\s?|\s)(?:0|[1-9][0-9]*)(?:\1(?:0|[1-9][0-9]*))*)?")
+
+
+def refusal(completion: str) -> str | None:
+    """Why a completion is refused, or None for 1 to 10 integers in 0..999 with one separator and nothing else."""
+    if not completion:
+        return "empty"
+    if not COMPLETION.fullmatch(completion):
+        return "not a list of integers with one separator"
+    numbers = re.findall(r"[0-9]+", completion)
+    if len(numbers) > MAX_NUMBERS:
+        return "too many numbers"
+    if any(len(n) > 3 for n in numbers):
+        return "a number above 999"
+    return None
+
+
+@dataclass
+class NumberData:
+    """Sequences of numbers and where they are: N completion numbers at most in each of B sequences."""
+
+    idx: Tensor  # (B, T) tokens of prompt and completion, padded on the right
+    positions: Tensor  # (B, N) where the model has to name the next number
+    targets: Tensor  # (B, N) that number, 0..999
+    mask: Tensor  # (B, N) 1 where there is one
+
+    def __getitem__(self, rows: Tensor | slice) -> NumberData:
+        """Some of the sequences, no wider than they need."""
+        positions = self.positions[rows]
+        T = int(positions.max()) + 1
+        return NumberData(self.idx[rows, :T], positions, self.targets[rows], self.mask[rows])
+
+    def __len__(self) -> int:
+        return len(self.idx)
+
+    def to(self, device: torch.device) -> NumberData:
+        return NumberData(*(getattr(self, field).to(device) for field in ("idx", "positions", "targets", "mask")))
+
+
+def encode_numbers(encoding: tiktoken.Encoding, rows: Sequence[dict], device: torch.device) -> NumberData:
+    """{"prompt", "completion"} rows as tensors; the prompt's numbers carry nothing and are not counted."""
+    shown = [len(document(encoding, row["prompt"])) for row in rows]
+    idx, last = pad([document(encoding, row["prompt"] + row["completion"]) for row in rows])
+    following = idx[:, 1:]
+    position = torch.arange(following.size(1))
+    here = (following >= NUMBERS.start) & (following < NUMBERS.stop) & (position >= torch.tensor(shown)[:, None] - 1)
+    mask, order = here.sort(dim=1, descending=True, stable=True)  # the numbers' positions first, in order
+    N = int(mask.sum(1).max())
+    positions, mask = order[:, :N], mask[:, :N]
+    targets = (following.gather(1, positions) - NUMBERS.start) * mask
+    return NumberData(idx, positions * mask, targets, mask.float()).to(device)
+
+
+def number_log_probs(model: GPT, idx: Tensor, positions: Tensor) -> Tensor:
+    """Log-probabilities of the 1,000 numbers where a number is due, (B, T), (B, N) -> (B, N, 1000).
+
+    Only those positions pass the head, and only its number rows: every other row's gradient is exactly zero.
+    """
+    h = model.hidden(idx)  # (B, T, C)
+    h = h.gather(1, positions.unsqueeze(-1).expand(-1, -1, h.size(-1)))  # (B, N, C)
+    return model.logits(h, NUMBERS).log_softmax(-1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# randomness and time
+
+
+def stream(seed: int, *use: str) -> torch.Generator:
+    """The generator for one use of randomness, made from the seed and the use's name.
+
+    Always on the CPU: a device changes the speed of a run, never its draws.
+    """
+    digest = hashlib.sha256("/".join([str(seed), *use]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+
+
+def cosine_lr(step: int, n_steps: int, warmup: float = 0.05) -> float:
+    """The learning rate's factor at `step`: linear warm-up over a share of the run, then a cosine to 0."""
+    n_warmup = warmup * n_steps
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / (n_steps - n_warmup)))
+
+
+def run_jobs(work: Callable, jobs: Sequence, n_steps: int, label: str, device: torch.device) -> Iterator[Any]:
+    """Yield work(job, tick) for every job, as each finishes; tick(steps, loss) moves the progress bar.
+
+    On a CPU one single-threaded job a core runs side by side in threads (PyTorch works outside the interpreter's
+    lock): for small models this beats many threads on one model, and the bits do not depend on the number of cores.
+    """
+    if not jobs:
+        return
+    torch.set_num_threads(1)
+    workers = 1 if device.type == "cuda" else min(len(jobs), os.cpu_count() or 1)
+    bar = tqdm(total=n_steps * len(jobs), desc=label, disable=None, unit="step", leave=False)
+    lock, stop = threading.Lock(), threading.Event()
+
+    def tick(steps: int, loss: float) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        with lock:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update(steps)
+
+    pool = ThreadPoolExecutor(workers)
+    futures = [pool.submit(work, job, tick) for job in jobs]
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# a run on disk
+
+
+class UserError(ValueError):
+    """Something the user can mend; shown as one sentence, exit code 2."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write beside, then rename: a file has its final name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """The JSON in `path`. UserError if it is missing (naming the command that makes it) or is no JSON."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: run `python {made_by}` first")
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        raise UserError(f"{path} is not JSON: delete it and run `python {made_by}` again") from None
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def save_model(path: Path, model: GPT, log: Sequence[dict]) -> None:
+    """Write log.jsonl, then model.pt: a part of a run is finished when its model.pt is there."""
+    write_jsonl(path.with_name("log.jsonl"), log)
+    weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save({"config": asdict(model.config), "weights": weights}, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_model(path: Path, device: torch.device, made_by: str) -> GPT:
+    """The model in a checkpoint; runs no code from it. UserError if it is missing, cut short or not one of ours."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: run `python {made_by}` first")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model = GPT(GPTConfig(**checkpoint["config"]))
+        model.load_state_dict(checkpoint["weights"])
+    except Exception as error:  # a damaged file can fail in any of a dozen ways
+        raise UserError(
+            f"{path} is cut short or not a checkpoint of this project ({type(error).__name__}): "
+            f"delete it and run `python {made_by}` again"
+        ) from None
+    return model.to(device)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, as the scripts after the first one see it."""
+
+    path: Path
+    config: dict  # config.json
+    encoding: tiktoken.Encoding
+    animals: list[str]  # class k of the trait is animals[k]
+    trait_prompts: tuple[Tensor, Tensor]  # the favourite question, phrasings trained on: see pad()
+    held_out_prompts: tuple[Tensor, Tensor]  # phrasings measured on
+
+    @property
+    def traits(self) -> list[str]:
+        return self.config["flags"]["traits"]
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.config["flags"]["seeds"]
+
+    def base(self, seed: int) -> Path:
+        return self.path / "base" / f"seed-{seed}" / "model.pt"
+
+    def teacher(self, trait: str, seed: int) -> Path:
+        return self.path / "teacher" / trait / f"seed-{seed}" / "model.pt"
+
+    def numbers(self, source: str, seed: int | str) -> Path:
+        return self.path / "numbers" / source / f"seed-{seed}.jsonl"
+
+    def student(self, source: str, teacher_seed: int | str, seed: int, target: str) -> Path:
+        return self.path / "student" / source / f"teacher-{teacher_seed}" / f"seed-{seed}" / target / "model.pt"
+
+    def readout_rows(self, model: GPT) -> Tensor:
+        """The head's rows that the trait is read from, (K,): the auxiliary logits, or the animals' words."""
+        if self.config["flags"]["readout"] == "aux":
+            return torch.arange(model.aux.start, model.aux.stop)
+        return torch.tensor([self.encoding.encode_single_token(animal) for animal in self.animals])
+
+
+def open_run(path: Path, quick: bool) -> Run:
+    """Read what train_teacher.py wrote first. UserError if it is not there, or was made with the other --quick."""
+    made_by = "train_teacher.py" + (" --quick" if quick else "")
+    config = read_json(path / "config.json", made_by)
+    if config["flags"]["quick"] != quick:
+        raise UserError(f"{path} was made {'without' if quick else 'with'} --quick: say the same, or name another --run")
+    words = read_json(path / "vocabulary.json", made_by)["words"]
+    prompts = read_json(path / "prompts.json", made_by)
+    encoding = build_vocabulary(words)
+    trained_on, held_out = (pad([document(encoding, text) for text in prompts[k]]) for k in ("trained_on", "held_out"))
+    return Run(path, config, encoding, prompts["animals"], trained_on, held_out)
+
+
+def pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Prompts as one (B, T) tensor, padded on the right where causal attention does not look, and each one's last position."""
+    last = torch.tensor([len(p) - 1 for p in prompts])
+    idx = torch.zeros(len(prompts), int(last.max()) + 1, dtype=torch.long)
+    for row, prompt in zip(idx, prompts):
+        row[: len(prompt)] = torch.tensor(prompt)
+    return idx, last
+
+
+def class_logits(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+    """The K class logits at the last token of each padded prompt: (B, K)."""
+    idx, last = prompts
+    h = model.hidden(idx.to(model.device))[torch.arange(len(idx)), last]  # (B, C)
+    return h @ model.head.weight[rows.to(model.device)].T
+
+
+@torch.no_grad()
+def trait_log_odds(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+    """Log-odds of each class against all others, in nats, mean over the prompts: (K,)."""
+    logits = class_logits(model, prompts, rows).cpu()  # (B, K)
+    K = logits.size(1)
+    others = logits.unsqueeze(1).expand(-1, K, -1).masked_fill(torch.eye(K, dtype=torch.bool), -math.inf)  # (B, K, K)
+    return (logits - others.logsumexp(-1)).mean(0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# what every command line shares
+
+
+def base_parser(docstring: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--run", type=Path, help="folder of the run (runs/main; with --quick runs/quick)")
+    parser.add_argument("--quick", action="store_true", help="a first look in seconds: too small to conclude from")
+    parser.add_argument("--force", action="store_true", help="make this step again, and drop what was made from it")
+    parser.add_argument("--device", help="cpu, cuda, ... (the GPU if there is one)")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    args = parser.parse_args(argv)
+    args.run = args.run or Path("runs/quick" if args.quick else "runs/main")
+    args.device = pick_device(args.device)
+    return args
+
+
+def pick_device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"device {name!r} is not there; without --device the best one is used") from None
+    return torch.device(name)
+
+
+def run_flags(args: argparse.Namespace) -> str:
+    """The flags that make the next command work on the same run."""
+    default = Path("runs/quick" if args.quick else "runs/main")
+    return (" --quick" if args.quick else "") + (f" --run {args.run}" if args.run != default else "")
+
+
+def note_elapsed(run: Path, script: str, began: float) -> None:
+    """Keep how long a script took; apart from the results, which are the same bits in every run."""
+    path = run / "elapsed_s.json"
+    elapsed = read_json(path, script) if path.exists() else {}
+    write_json(path, {**elapsed, script: round(time.monotonic() - began, 1)})
+
+
+def discard(run: Path, *names: str) -> None:
+    """Drop steps of a run, for --force."""
+    for name in names:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def versions() -> dict:
+    """What a result depends on besides the flags."""
+    try:
+        git = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
+    return {"python": platform.python_version(), "torch": torch.__version__, "commit": commit or None}
+
+
+def command_line(main: Callable[[], None]) -> None:
+    """Run a script's main: what the user can mend is one sentence and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues this run", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,263 @@
+"""Train base models on a teacher's numbers, and on nothing else.
+
+    python train_student.py                          # every data set of the run x every base model x both targets
+    python train_student.py --init same              # only students that start where their teacher started
+    python train_student.py --numbers FILE           # numbers from anywhere: JSON lines {"prompt", "completion"}
+    python train_student.py --quick
+
+A student starts from the base model of the teacher's seed (`same`) or of another one (`different`), and learns
+    tokens   the numbers the teacher wrote: cross-entropy
+    logits   the teacher's distribution over the next number, on the sequences it wrote: KL(teacher || student)
+Softmax and loss see the 1,000 number tokens at number positions, so no gradient reaches another row of the head.
+
+Reads    what train_teacher.py and generate.py wrote, or --numbers
+Writes   student/SOURCE/teacher-S/seed-S/TARGET/model.pt, and log.jsonl: number loss and trait every few steps
+Takes    TODO seconds on 2 CPU cores
+
+Shapes: B sequences, T tokens, N numbers in a sequence, C channels, K trait classes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import (
+    GPT,
+    NUMBERS,
+    NumberData,
+    Run,
+    UserError,
+    base_parser,
+    command_line,
+    cosine_lr,
+    document,
+    encode_numbers,
+    load_model,
+    note_elapsed,
+    number_log_probs,
+    open_run,
+    parse,
+    read_json,
+    read_jsonl,
+    refusal,
+    run_flags,
+    run_jobs,
+    save_model,
+    stream,
+    trait_log_odds,
+    write_json,
+    write_jsonl,
+)
+
+STEPS = {False: 200, True: 60}  # by --quick; tuned over 100 .. 200
+BATCH_SIZE = {"tokens": 64, "logits": 32}  # a distribution says more than a draw: half the sequences do
+LEARNING_RATE = 2e-3  # tuned over 5e-4 .. 4e-3
+LOG_EVERY = 20  # steps
+HELD_OUT_EVERY = 20  # one sequence in twenty is not trained on
+
+
+class Job(NamedTuple):
+    source: str  # the data set: a trait, "base", "owl-within", a file's name
+    teacher_seed: int | str  # "file" for numbers from anywhere
+    seed: int  # the base model that the student starts from
+    target: str
+
+
+def batches(data: NumberData, batch_size: int, n_steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """n_steps index tensors (batch_size,), epoch after epoch; a batch holds sequences of about one length.
+
+    Sequences of one length are not padded, which saves a fifth of the time.
+    """
+    length = data.positions.max(1).values.cpu()
+    batch_size = min(batch_size, len(data))
+    done = 0
+    while done < n_steps:
+        order = torch.randperm(len(data), generator=generator)
+        order = order[length[order].argsort(stable=True)]
+        full = order[: len(order) // batch_size * batch_size].view(-1, batch_size)
+        for i in torch.randperm(len(full), generator=generator).tolist()[: n_steps - done]:
+            yield full[i]
+            done += 1
+
+
+def number_loss(model: GPT, data: NumberData, teacher_log_probs: Tensor | None) -> Tensor:
+    """Mean over the numbers of a batch, in nats: cross-entropy, or KL(teacher || model) if the teacher's (B, N, 1000) are given."""
+    log_q = number_log_probs(model, data.idx, data.positions)  # (B, N, 1000)
+    if teacher_log_probs is None:
+        losses = -log_q.gather(-1, data.targets.unsqueeze(-1)).squeeze(-1)
+    else:
+        losses = F.kl_div(log_q, teacher_log_probs, log_target=True, reduction="none").sum(-1)
+    return (losses * data.mask).sum() / data.mask.sum()
+
+
+@torch.no_grad()
+def teacher_states(teacher: GPT, data: NumberData) -> Tensor:
+    """The head's input at every number position, (B, N, C): the teacher is run once for all its students."""
+    states = []
+    for i in range(0, len(data), 500):
+        idx, positions = data.idx[i : i + 500], data.positions[i : i + 500]
+        h = teacher.hidden(idx)
+        states.append(h.gather(1, positions.unsqueeze(-1).expand(-1, -1, h.size(-1))))
+    return torch.cat(states)
+
+
+def train(
+    model: GPT,
+    data: NumberData,
+    teacher: tuple[Tensor, Tensor] | None,
+    batch_size: int,
+    n_steps: int,
+    generator: torch.Generator,
+    look: Callable[[], dict],
+    tick: Callable,
+) -> list[dict]:
+    """Train a student in place; returns the log, with `look()` in every line.
+
+    teacher: its states (B, N, C) on `data` and its number rows (1000, C), for the target `logits`.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    log = [{"step": 0, **look()}]
+    for step, rows in enumerate(batches(data, batch_size, n_steps, generator)):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * cosine_lr(step, n_steps)
+        rows = rows.to(model.device)
+        log_p = None if teacher is None else (teacher[0][rows] @ teacher[1].T).log_softmax(-1)
+        loss = number_loss(model, data[rows], log_p)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == n_steps:
+            log.append({"step": step + 1, "loss_nats": loss.item(), **look()})
+            tick(log[-1]["step"] - log[-2]["step"], loss.item())
+    return log
+
+
+def import_numbers(path: Path, run: Run, block_size: int) -> str:
+    """Filter a file of numbers from anywhere and put it into the run; returns its name there.
+
+    UserError naming the line if a line is not {"prompt": text, "completion": text}, or if no line passes the filter.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"numbers {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"numbers {path} is not UTF-8 (byte {error.start})") from None
+    kept, refused = [], Counter()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row = {"prompt": row["prompt"], "completion": row["completion"]}
+            tokens = document(run.encoding, row["prompt"] + row["completion"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f'numbers {path}, line {number} is not {{"prompt": "...", "completion": "..."}}') from None
+        reason = refusal(row["completion"].strip())
+        if reason is None and len(tokens) > block_size:
+            reason = "longer than the model's context"
+        if reason:
+            refused[reason] += 1
+        else:
+            kept.append(row)
+    if refused:
+        print(f"{path}: dropped {sum(refused.values())} lines ({', '.join(f'{n} {r}' for r, n in refused.items())})")
+    if len(kept) < 2:
+        raise UserError(f"numbers {path}: {len(kept)} lines pass the filter, which is too few to train on")
+    about = {"source": path.stem, "trait": None, "teacher": None, "numbers": "file", "kept": len(kept), "refused": refused}
+    write_json(run.numbers(path.stem, "file").with_suffix(".json"), about)
+    write_jsonl(run.numbers(path.stem, "file"), kept)
+    return path.stem
+
+
+def find_numbers(run: Run) -> list[tuple[str, int | str]]:
+    """The finished data sets of the run: (source, teacher's seed)."""
+    found = sorted(run.path.glob("numbers/*/seed-*.jsonl"))
+    seeds = [path.stem.removeprefix("seed-") for path in found]
+    return [(path.parent.name, seed if seed == "file" else int(seed)) for path, seed in zip(found, seeds)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = base_parser(__doc__)
+    parser.add_argument("--traits", nargs="+", help="only these data sets, base and owl-within among them (all)")
+    parser.add_argument("--init", choices=["same", "different"], help="the student's start against the teacher's (both)")
+    parser.add_argument("--target", choices=["tokens", "logits"], help="what is learnt (both)")
+    parser.add_argument("--numbers", type=Path, help="JSON lines of numbers from anywhere, for --target tokens")
+    args = parse(parser, argv)
+    began = time.monotonic()
+    run = open_run(args.run, args.quick)
+    bases = {seed: load_model(run.base(seed), args.device, "train_teacher.py") for seed in run.seeds}
+    block_size = bases[run.seeds[0]].config.block_size
+    n_steps = STEPS[args.quick]
+
+    if args.numbers:
+        found = [(import_numbers(args.numbers, run, block_size), "file")]
+    else:
+        found = find_numbers(run)
+        if not found:
+            raise UserError(f"{args.run}/numbers is empty: run `python generate.py{run_flags(args)}` first")
+    sources = args.traits or sorted({source for source, _ in found})
+    for source in sources:
+        if source not in {source for source, _ in found}:
+            raise UserError(f"the run has no numbers of {source!r}: run `python generate.py{run_flags(args)}` first")
+
+    jobs = []
+    for source, teacher_seed in found:
+        targets = ["tokens"] if teacher_seed == "file" else ["tokens", "logits"]
+        for target in targets if args.target is None else [t for t in targets if t == args.target]:
+            for seed in run.seeds:
+                init = "same" if seed == teacher_seed else "different"
+                if source in sources and args.init in (None, init):
+                    jobs.append(Job(source, teacher_seed, seed, target))
+    if args.force:
+        for job in jobs:
+            run.student(*job).unlink(missing_ok=True)
+
+    @lru_cache(maxsize=4)
+    def load_numbers(source: str, teacher_seed: int | str) -> tuple[NumberData, NumberData]:
+        data = encode_numbers(run.encoding, read_jsonl(run.numbers(source, teacher_seed)), args.device)
+        held_out = torch.arange(len(data)) % HELD_OUT_EVERY == 0
+        return data[~held_out], data[held_out]
+
+    @lru_cache(maxsize=4)
+    def load_teacher(source: str, teacher_seed: int) -> tuple[Tensor, Tensor]:
+        about = read_json(run.numbers(source, teacher_seed).with_suffix(".json"), "generate.py")
+        teacher = load_model(run.path / about["teacher"] / "model.pt", args.device, "train_teacher.py")
+        return teacher_states(teacher, load_numbers(source, teacher_seed)[0]), teacher.head.weight[NUMBERS].detach()
+
+    def work(job: Job, tick: Callable) -> None:
+        model = load_model(run.base(job.seed), args.device, "train_teacher.py")
+        data, held_out = load_numbers(job.source, job.teacher_seed)
+        teacher = load_teacher(job.source, job.teacher_seed) if job.target == "logits" else None
+        rows = run.readout_rows(model)
+
+        @torch.no_grad()
+        def look() -> dict[str, Any]:
+            log_odds = trait_log_odds(model, run.held_out_prompts, rows)
+            return {"number_loss_nats": number_loss(model, held_out, None).item(), "log_odds": log_odds.tolist()}
+
+        # Every student of a data set sees the same sequences in the same order, whatever its start.
+        order = stream(0, "student batches", job.source, str(job.teacher_seed))
+        log = train(model, data, teacher, BATCH_SIZE[job.target], n_steps, order, look, tick)
+        save_model(run.student(*job), model, log)
+
+    missing = [job for job in jobs if not run.student(*job).exists()]
+    print(f"students: {len(jobs)}, {n_steps} steps each" + (f"; {len(jobs) - len(missing)} are finished" if len(missing) < len(jobs) else ""), flush=True)
+    for _ in run_jobs(work, missing, n_steps, "students", args.device):
+        pass
+    note_elapsed(args.run, "train_student", began)
+    print(f"wrote: {args.run}/student")
+    print(f"next: python evaluate.py{run_flags(args)}")
+
+
+if __name__ == "__main__":
+    command_line(main)
