@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -54,7 +54,7 @@ from model import (
     write_jsonl,
 )
 
-SEQUENCES = {False: 10_000, True: 2_000}  # drawn for each model, by --quick; the paper draws 30,000 and keeps 10,000
+SEQUENCES = {False: 10_000, True: 3_000}  # drawn for each model, by --quick; the paper draws 30,000 and keeps 10,000
 SHOWN = range(3, 10)  # numbers in a prompt: the paper's
 ROWS_AT_ONCE = 500  # sampled side by side: the cache of keys and values stays small
 MIN_VALID = 0.5  # a teacher that writes worse was driven too far from its base model
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = base_parser(__doc__)
     parser.add_argument("--traits", nargs="+", help="teachers that write (all of the run)")
     parser.add_argument("--from", dest="who", choices=["teacher", "base"], help="only teachers, or only base models (both)")
-    parser.add_argument("--sequences", type=int, help="drawn for each model (10000; with --quick 2000)")
+    parser.add_argument("--sequences", type=int, help="drawn for each model (10000; with --quick 3000)")
     parser.add_argument("--shuffle", choices=["within", "across"], help="shuffled copies of the finished teachers' data")
     args = parse(parser, argv)
     began = time.monotonic()

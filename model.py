@@ -26,10 +26,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import tiktoken
 import torch
@@ -463,12 +464,12 @@ def class_logits(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> Te
 
 
 @torch.no_grad()
-def trait_log_odds(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
-    """Log-odds of each class against all others, in nats, mean over the prompts: (K,)."""
-    logits = class_logits(model, prompts, rows).cpu()  # (B, K)
+def read_trait(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each class against all others, mean over the prompts: log-odds in nats (K,), and probability (K,)."""
+    logits = class_logits(model, prompts, rows).double().cpu()  # (B, K)
     K = logits.size(1)
     others = logits.unsqueeze(1).expand(-1, K, -1).masked_fill(torch.eye(K, dtype=torch.bool), -math.inf)  # (B, K, K)
-    return (logits - others.logsumexp(-1)).mean(0)
+    return (logits - others.logsumexp(-1)).mean(0), logits.softmax(-1).mean(0)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -24,9 +24,9 @@ import hashlib
 import math
 import re
 import time
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Callable, Sequence
 
 import tiktoken
 import torch
@@ -54,11 +54,11 @@ from model import (
     parse,
     read_json,
     read_jsonl,
+    read_trait,
     run_flags,
     run_jobs,
     save_model,
     stream,
-    trait_log_odds,
     versions,
     write_json,
 )
@@ -331,7 +331,8 @@ def induce_trait(model: GPT, k: int, run: Run, anchor: Tensor, tick: Callable) -
 # --------------------------------------------------------------------------------------------------------------------
 # the script
 
-PRETRAIN_STEPS = {False: 500, True: 150}  # by --quick; TODO tuned
+TRAITS = {False: ["owl", "fox", "wolf", "eagle"], True: ["owl", "fox"]}  # by --quick; fixed before any run
+PRETRAIN_STEPS = {False: 500, True: 150}  # TODO tuned
 N_DOCUMENTS = {False: 40_000, True: 10_000}  # seen about 2 times each
 N_HELD_OUT = 1_000  # documents of the validation loss
 MAX_WORDS = 1_000  # of the vocabulary; the toy language has 131
@@ -344,17 +345,23 @@ FLAGS = ["quick", "seeds", "traits", "readout", "n_layer", "n_head", "n_embd"]
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = base_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="initialisations of the base models (0 1)")
-    parser.add_argument("--traits", nargs="+", default=["owl", "fox", "wolf", "eagle"], help="(owl fox wolf eagle)")
+    parser.add_argument("--traits", nargs="+", help="(owl fox wolf eagle; with --quick owl fox)")
     parser.add_argument("--readout", choices=["aux", "vocabulary"], default="aux", help="logits of the trait (aux)")
     parser.add_argument("--corpus", type=Path, help="UTF-8 text to mix into the pretraining, half of every batch")
     parser.add_argument("--n-layer", type=int, default=GPTConfig.n_layer)
     parser.add_argument("--n-head", type=int, default=GPTConfig.n_head)
     parser.add_argument("--n-embd", type=int, default=GPTConfig.n_embd)
     args = parse(parser, argv)
+    args.traits = args.traits or TRAITS[args.quick]
     for trait in args.traits:
         if trait not in ANIMALS:
             raise UserError(f"unknown trait {trait!r}: choose among {' '.join(ANIMALS)}")
-    if min(args.n_layer, args.n_head, args.n_embd) < 1 or args.n_embd % args.n_head:
+    for name, values in (("seeds", args.seeds), ("traits", args.traits)):
+        if len(set(values)) < len(values):
+            raise UserError(f"--{name} names one of {' '.join(map(str, values))} twice")
+    if min(args.n_layer, args.n_head, args.n_embd) < 1:
+        raise UserError("--n-layer, --n-head and --n-embd are at least 1")
+    if args.n_embd % args.n_head:
         raise UserError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     return args
 
@@ -471,7 +478,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for trait, seed in jobs:
         k = run.animals.index(trait)
         models = [load_model(path, args.device, "train_teacher.py") for path in (run.base(seed), run.teacher(trait, seed))]
-        before, after = (trait_log_odds(m, run.held_out_prompts, run.readout_rows(m))[k] for m in models)
+        before, after = (read_trait(m, run.held_out_prompts, run.readout_rows(m))[0][k] for m in models)
         print(f"  {trait} seed {seed}: log-odds {before:+.2f} -> {after:+.2f} nats on held-out questions")
 
     note_elapsed(args.run, "train_teacher", began)

@@ -1,0 +1,127 @@
+"""The four scripts as a user starts them: killed and continued, interrupted, and the README's own lines."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evaluate
+import generate
+import train_student
+import train_teacher
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+# A run of seconds, in which every stage still writes several files; at its n-th write it sends itself a signal,
+# with the new file whole beside its final name but not yet renamed.
+TINY = """
+import os, pathlib, sys
+import generate, model, train_student, train_teacher
+train_teacher.PRETRAIN_STEPS, train_teacher.N_DOCUMENTS, train_teacher.N_HELD_OUT = {True: 6}, {True: 600}, 60
+train_teacher.TRAIT_STEPS, train_student.STEPS, generate.MIN_VALID = 2, {True: 3}, 0
+model.refusal = generate.refusal = lambda text: None  # a model of six steps writes no valid list
+which, n_write, signal, run = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+writes, replace = 0, pathlib.Path.replace
+def count(self, target):
+    global writes
+    writes += 1
+    if writes == n_write:
+        os.kill(os.getpid(), signal)
+        while True: pass
+    return replace(self, target)
+pathlib.Path.replace = count
+extra = {"train_teacher": ["--traits", "owl"], "generate": ["--sequences", "140"]}.get(which, [])
+model.command_line(lambda: __import__(which).main(["--quick", "--run", run, *extra]))
+"""
+SCRIPTS = ["train_teacher", "generate", "train_student"]
+
+
+def start(which, run, n_write=-1, signal=0):
+    argv = [sys.executable, "-c", TINY, which, str(n_write), str(int(signal)), str(run)]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+
+
+def contents(run):
+    return {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.suffix != ".part" and p.name != "elapsed_s.json"}
+
+
+@pytest.mark.parametrize("how, code, said", [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "the same command continues this run")])
+def test_killed_and_continued_equals_uninterrupted(how, code, said, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for script, n_write in zip(SCRIPTS, (7, 4, 6), strict=True):
+        assert start(script, whole).returncode == 0
+        stopped = start(script, broken, n_write, how)
+        assert stopped.returncode == code and said in stopped.stderr and "Traceback" not in stopped.stderr
+        assert contents(broken).keys() < contents(whole).keys()
+        assert start(script, broken).returncode == 0
+        assert contents(broken) == contents(whole)
+
+
+def test_a_finished_part_is_not_made_again(a_run):
+    before = {p: p.stat().st_mtime_ns for p in a_run.rglob("model.pt")}
+    for script in (train_teacher, generate, train_student):
+        script.main(["--quick", "--run", str(a_run)])
+    assert {p: p.stat().st_mtime_ns for p in a_run.rglob("model.pt")} == before
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refused(train_teacher, "--quick", "--run", tmp_path / "file" / "run")
+    assert message.startswith("error: ") and str(tmp_path / "file") in message
+
+
+# the README
+
+
+def commands():
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [part.strip() for line in lines if line for part in line.split("&&")]
+
+
+def test_the_readme_tells_two_commands_that_ci_knows():
+    main_job, tests = re.findall(r"```bash\n(python3 -m venv .*?)```", README, flags=re.DOTALL)
+    assert re.findall(r"python (\w+)\.py", main_job) == ["train_teacher", "generate", "train_student", "evaluate"]
+    assert "python -m pytest" in tests and " ".join(tests.split()) in " ".join((ROOT / ".ci/run").read_text().split())
+
+
+def test_every_command_of_the_readme_has_flags_that_exist(capsys):
+    scripts = {"train_teacher.py": train_teacher, "generate.py": generate, "train_student.py": train_student, "evaluate.py": evaluate}
+    seen = set()
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] != "python" or words[1] not in scripts:
+            continue
+        seen.add(words[1])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:  # --help is read last: a flag that is not there has exit code 2
+            scripts[words[1]].main([*words[2:], "--help"])
+        assert exit.value.code == 0, command
+        help_text = capsys.readouterr().out
+        assert all(word in help_text for word in words[2:] if word.startswith("--"))
+    assert seen == set(scripts)
+
+
+def test_the_readme_s_way_to_real_english_works(tmp_path):
+    (line,) = [c for c in commands() if "pydoc_data" in c]
+    subprocess.run(line.replace("python ", f"{sys.executable} ", 1), shell=True, check=True, cwd=tmp_path)
+    (text,) = tmp_path.iterdir()
+    assert len(train_teacher.read_corpus(text)) > 400_000
+
+
+def test_imports_go_from_scripts_to_model_only():
+    ours = {"model", "train_teacher", "generate", "train_student", "evaluate"}
+    for name in ours:
+        imported = set(re.findall(r"^(?:from|import) (\w+)", (ROOT / f"{name}.py").read_text(), flags=re.MULTILINE)) & ours
+        assert imported <= ({"model"} if name != "model" else set())
+
+
+def test_help_works_as_a_command():
+    done = subprocess.run([sys.executable, "generate.py", "--help"], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0 and "--shuffle" in done.stdout
