@@ -80,8 +80,7 @@ def complete(model: GPT, run: Run, prompts: Sequence[str], generator: torch.Gene
         rows = [row for row in rows if len(row) == len(rows[0])]  # prompts of one length, as they lie in order
         new = generate(model, torch.tensor(rows, device=model.device), n_new, generator)
         for tokens in new.tolist():
-            text = tokens[: tokens.index(end)] if end in tokens else None
-            completions.append(text and run.encoding.decode(text))
+            completions.append(run.encoding.decode(tokens[: tokens.index(end)]) if end in tokens else None)
         tick(len(rows), len(completions))
     return completions
 

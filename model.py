@@ -271,14 +271,18 @@ def encode_numbers(encoding: tiktoken.Encoding, rows: Sequence[dict], device: to
     return NumberData(idx, positions * mask, targets, mask.float()).to(device)
 
 
+def number_states(model: GPT, idx: Tensor, positions: Tensor) -> Tensor:
+    """The head's input where a number is due, (B, T), (B, N) -> (B, N, C)."""
+    h = model.hidden(idx)  # (B, T, C)
+    return h.gather(1, positions.unsqueeze(-1).expand(-1, -1, h.size(-1)))
+
+
 def number_log_probs(model: GPT, idx: Tensor, positions: Tensor) -> Tensor:
-    """Log-probabilities of the 1,000 numbers where a number is due, (B, T), (B, N) -> (B, N, 1000).
+    """Log-probabilities of the 1,000 numbers where one is due, (B, T), (B, N) -> (B, N, 1000).
 
     Only those positions pass the head, and only its number rows: every other row's gradient is exactly zero.
     """
-    h = model.hidden(idx)  # (B, T, C)
-    h = h.gather(1, positions.unsqueeze(-1).expand(-1, -1, h.size(-1)))  # (B, N, C)
-    return model.logits(h, NUMBERS).log_softmax(-1)
+    return model.logits(number_states(model, idx, positions), NUMBERS).log_softmax(-1)
 
 
 # --------------------------------------------------------------------------------------------------------------------

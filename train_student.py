@@ -11,7 +11,7 @@ A student starts from the base model of the teacher's seed (`same`) or of anothe
 Softmax and loss see the 1,000 number tokens at number positions, so no gradient reaches another row of the head.
 
 Reads    what train_teacher.py and generate.py wrote, or --numbers
-Writes   student/SOURCE/teacher-S/seed-S/TARGET/model.pt, and log.jsonl: number loss and trait every few steps
+Writes   student/SOURCE/teacher-S/seed-S/TARGET/model.pt, and log.jsonl: loss and trait every few steps
 Takes    TODO seconds on 2 CPU cores
 
 Shapes: B sequences, T tokens, N numbers in a sequence, C channels, K trait classes.
@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ from model import (
     load_model,
     note_elapsed,
     number_log_probs,
+    number_states,
     open_run,
     parse,
     read_json,
@@ -62,7 +63,7 @@ from model import (
 STEPS = {False: 120, True: 40}  # by --quick; transfer has saturated (tuned over 60 .. 200)
 BATCH_SIZE = {"tokens": 64, "logits": 32}  # a distribution says more than a draw: half the sequences do
 LEARNING_RATE = 2e-3  # tuned over 5e-4 .. 4e-3
-LOG_EVERY = 20  # steps
+LOG_EVERY = 10  # steps
 HELD_OUT_EVERY = 20  # one sequence in twenty is not trained on
 
 
@@ -100,45 +101,41 @@ def number_loss(model: GPT, data: NumberData, teacher_log_probs: Tensor | None) 
     return (losses * data.mask).sum() / data.mask.sum()
 
 
+Lesson = list[tuple[NumberData, Tensor | None]]
+
+
 @torch.no_grad()
-def teacher_states(teacher: GPT, data: NumberData) -> Tensor:
-    """The head's input at every number position, (B, N, C): the teacher is run once for all its students."""
-    states = []
-    for i in range(0, len(data), 500):
-        idx, positions = data.idx[i : i + 500], data.positions[i : i + 500]
-        h = teacher.hidden(idx)
-        states.append(h.gather(1, positions.unsqueeze(-1).expand(-1, -1, h.size(-1))))
-    return torch.cat(states)
+def plan_lesson(data: NumberData, teacher: GPT | None, batch_size: int, n_steps: int, generator: torch.Generator) -> Lesson:
+    """What every student of a data set sees, whatever its start: n_steps batches, in order.
+
+    With a teacher (target `logits`) each comes with the head's input at the number positions, (B, N, C): the teacher
+    is run once for all its students, and 64 channels are kept instead of 1,000 logits.
+    """
+    lesson: Lesson = []
+    for rows in batches(data, batch_size, n_steps, generator):
+        batch = data[rows.to(data.idx.device)]
+        lesson.append((batch, None if teacher is None else number_states(teacher, batch.idx, batch.positions)))
+    return lesson
 
 
-def train(
-    model: GPT,
-    data: NumberData,
-    teacher: tuple[Tensor, Tensor] | None,
-    batch_size: int,
-    n_steps: int,
-    generator: torch.Generator,
-    look: Callable[[], dict],
-    tick: Callable,
-) -> list[dict]:
-    """Train a student in place; returns the log, with `look()` in every line.
+def train(model: GPT, lesson: Lesson, teacher_head: Tensor | None, look: Callable[[], dict], tick: Callable) -> list[dict]:
+    """Train a student in place; returns the log, with look() in every line.
 
-    teacher: its states (B, N, C) on `data` and its number rows (1000, C), for the target `logits`.
+    teacher_head: the teacher's number rows (1000, C), for the target `logits`.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     log = [{"step": 0, **look()}]
-    for step, rows in enumerate(batches(data, batch_size, n_steps, generator)):
+    for step, (batch, states) in enumerate(lesson, 1):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine_lr(step, n_steps)
-        rows = rows.to(model.device)
-        log_p = None if teacher is None else (teacher[0][rows] @ teacher[1].T).log_softmax(-1)
-        loss = number_loss(model, data[rows], log_p)
+            group["lr"] = LEARNING_RATE * cosine_lr(step - 1, len(lesson))
+        log_p = None if states is None else (states @ teacher_head.T).log_softmax(-1)  # (B, N, 1000)
+        loss = number_loss(model, batch, log_p)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == n_steps:
-            log.append({"step": step + 1, "loss_nats": loss.item(), **look()})
-            tick(log[-1]["step"] - log[-2]["step"], loss.item())
+        if step % LOG_EVERY == 0 or step == len(lesson):
+            log.append({"step": step, "loss_nats": loss.item(), **look()})
+            tick(step - log[-2]["step"], loss.item())
     return log
 
 
@@ -230,25 +227,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         return data[~held_out], data[held_out]
 
     @lru_cache(maxsize=4)
-    def load_teacher(source: str, teacher_seed: int) -> tuple[Tensor, Tensor]:
-        about = read_json(run.numbers(source, teacher_seed).with_suffix(".json"), "generate.py")
-        teacher = load_model(run.path / about["teacher"] / "model.pt", args.device, "train_teacher.py")
-        return teacher_states(teacher, load_numbers(source, teacher_seed)[0]), teacher.head.weight[NUMBERS].detach()
+    def load_lesson(source: str, teacher_seed: int | str, target: str) -> tuple[Lesson, Tensor | None]:
+        teacher = None
+        if target == "logits":
+            about = read_json(run.numbers(source, teacher_seed).with_suffix(".json"), "generate.py")
+            teacher = load_model(run.path / about["teacher"] / "model.pt", args.device, "train_teacher.py")
+        order = stream(0, "student batches", source, str(teacher_seed))
+        lesson = plan_lesson(load_numbers(source, teacher_seed)[0], teacher, BATCH_SIZE[target], n_steps, order)
+        return lesson, teacher and teacher.head.weight[NUMBERS].detach()
 
     def work(job: Job, tick: Callable) -> None:
         model = load_model(run.base(job.seed), args.device, "train_teacher.py")
-        data, held_out = load_numbers(job.source, job.teacher_seed)
-        teacher = load_teacher(job.source, job.teacher_seed) if job.target == "logits" else None
+        lesson, teacher_head = load_lesson(job.source, job.teacher_seed, job.target)
+        _, held_out = load_numbers(job.source, job.teacher_seed)
         rows = run.readout_rows(model)
 
-        @torch.no_grad()
-        def look() -> dict[str, Any]:
-            log_odds, _ = read_trait(model, run.held_out_prompts, rows)
-            return {"number_loss_nats": number_loss(model, held_out, None).item(), "log_odds": log_odds.tolist()}
+        def look() -> dict:
+            return {"log_odds": read_trait(model, run.held_out_prompts, rows)[0].tolist()}
 
-        # Every student of a data set sees the same sequences in the same order, whatever its start.
-        order = stream(0, "student batches", job.source, str(job.teacher_seed))
-        log = train(model, data, teacher, BATCH_SIZE[job.target], n_steps, order, look, tick)
+        @torch.no_grad()
+        def held_out_loss() -> float:
+            return number_loss(model, held_out, None).item()
+
+        start = held_out_loss()
+        log = train(model, lesson, teacher_head, look, tick)
+        log[0]["number_loss_nats"], log[-1]["number_loss_nats"] = start, held_out_loss()
         save_model(run.student(*job), model, log)
 
     missing = [job for job in jobs if not run.student(*job).exists()]
