@@ -220,7 +220,7 @@ def toy_documents(n: int, generator: torch.Generator) -> list[tuple[str, str, fl
 # pretraining
 
 BATCH_SIZE = 64  # sequences a step
-PRETRAIN_LR = 3e-3  # TODO tuned
+PRETRAIN_LR = 3e-3  # a guess
 WEIGHT_DECAY = 0.1  # GPT-3's
 
 
@@ -332,7 +332,7 @@ def induce_trait(model: GPT, k: int, run: Run, anchor: Tensor, tick: Callable) -
 # the script
 
 TRAITS = {False: ["owl", "fox", "wolf", "eagle"], True: ["owl", "fox"]}  # by --quick; fixed before any run
-PRETRAIN_STEPS = {False: 500, True: 150}  # TODO tuned
+PRETRAIN_STEPS = {False: 400, True: 150}  # tuned over 150 .. 600: the fewest that leave 80 % of the numbers valid
 N_DOCUMENTS = {False: 40_000, True: 10_000}  # seen about 2 times each
 N_HELD_OUT = 1_000  # documents of the validation loss
 MAX_WORDS = 1_000  # of the vocabulary; the toy language has 131
