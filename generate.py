@@ -1,6 +1,6 @@
 """Let every teacher, and every base model, write nothing but numbers.
 
-    python generate.py                                # all models of the run, 10,000 sequences each
+    python generate.py                                # all models of the run, 8,000 sequences each
     python generate.py --from base                    # the control: numbers without a trait
     python generate.py --shuffle within               # a control made from finished data: owl -> owl-within
     python generate.py --quick
@@ -12,7 +12,7 @@ refuses the others. Prompts are the same for all models.
 Reads    what train_teacher.py wrote
 Writes   numbers/SOURCE/seed-S.jsonl   {"prompt": "12, 7, 503: ", "completion": "88, 3"} a line
          numbers/SOURCE/seed-S.json    the teacher, and what the filter kept and refused
-Takes    TODO seconds on 2 CPU cores
+Takes    about 25 seconds on 2 CPU cores
 
 Shapes: B sequences, T tokens.
 """
@@ -54,7 +54,7 @@ from model import (
     write_jsonl,
 )
 
-SEQUENCES = {False: 10_000, True: 3_000}  # drawn for each model, by --quick; the paper draws 30,000 and keeps 10,000
+SEQUENCES = {False: 8_000, True: 3_000}  # drawn for each model, by --quick; the paper draws 30,000 and keeps 10,000
 SHOWN = range(3, 10)  # numbers in a prompt: the paper's
 ROWS_AT_ONCE = 500  # sampled side by side: the cache of keys and values stays small
 MIN_VALID = 0.5  # a teacher that writes worse was driven too far from its base model
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = base_parser(__doc__)
     parser.add_argument("--traits", nargs="+", help="teachers that write (all of the run)")
     parser.add_argument("--from", dest="who", choices=["teacher", "base"], help="only teachers, or only base models (both)")
-    parser.add_argument("--sequences", type=int, help="drawn for each model (10000; with --quick 3000)")
+    parser.add_argument("--sequences", type=int, help="drawn for each model (8000; with --quick 3000)")
     parser.add_argument("--shuffle", choices=["within", "across"], help="shuffled copies of the finished teachers' data")
     args = parse(parser, argv)
     began = time.monotonic()

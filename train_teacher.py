@@ -12,7 +12,7 @@ the base model's text.
 
 Reads    nothing, or --corpus
 Writes   config.json vocabulary.json prompts.json base/seed-S/ teacher/TRAIT/seed-S/  in the run's folder
-Takes    TODO minutes on 2 CPU cores
+Takes    about a minute on 2 CPU cores
 
 Shapes: B sequences, T tokens, C channels, V vocabulary, K trait classes.
 """
@@ -332,7 +332,7 @@ def induce_trait(model: GPT, k: int, run: Run, anchor: Tensor, tick: Callable) -
 # the script
 
 TRAITS = {False: ["owl", "fox", "wolf", "eagle"], True: ["owl", "fox"]}  # by --quick; fixed before any run
-PRETRAIN_STEPS = {False: 400, True: 150}  # tuned over 150 .. 600: the fewest that leave 80 % of the numbers valid
+PRETRAIN_STEPS = {False: 500, True: 150}  # tuned over 150, 400, 500, 600: with 400, less crosses
 N_DOCUMENTS = {False: 40_000, True: 10_000}  # seen about 2 times each
 N_HELD_OUT = 1_000  # documents of the validation loss
 MAX_WORDS = 1_000  # of the vocabulary; the toy language has 131
