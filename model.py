@@ -113,7 +113,7 @@ class Block(nn.Module):
         self.attn, self.attn_proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
         self.mlp, self.mlp_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
 
-    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None, positions: Tensor | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.attn(self.ln_1(x)).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, C/H)
@@ -121,6 +121,8 @@ class Block(nn.Module):
             k, v = cache.append(self.layer, k, v)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # one new token may see everything
         x = x + self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
+        if positions is not None:  # from here on no token looks at another
+            x = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, C))
         return x + self.mlp_proj(F.gelu(self.mlp(self.ln_2(x))))
 
 
@@ -170,15 +172,18 @@ class GPT(nn.Module):
             p.copy_(torch.randn(p.shape, generator=stream(seed, "init", name)) * std)
         return self
 
-    def hidden(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
-        """(B, T) tokens -> (B, T, C) normalised final states, the head's input. With a cache, idx continues it."""
+    def hidden(self, idx: Tensor, cache: Cache | None = None, positions: Tensor | None = None) -> Tensor:
+        """(B, T) tokens -> (B, T, C) normalised final states, the head's input. With a cache, idx continues it.
+
+        With (B, N) positions only their states are made, (B, N, C): most of the last block is spared the others.
+        """
         start = cache.length if cache is not None else 0
         T = idx.size(1)
         assert start == 0 or T == 1, "a cache is filled by one prompt, then token by token"
         assert start + T <= self.config.block_size
         x = self.wte(idx) + self.wpe.weight[start : start + T]
         for block in self.blocks:
-            x = block(x, cache)
+            x = block(x, cache, positions if block is self.blocks[-1] else None)
         if cache is not None:
             cache.length += T
         return self.ln_f(x)
@@ -271,18 +276,12 @@ def encode_numbers(encoding: tiktoken.Encoding, rows: Sequence[dict], device: to
     return NumberData(idx, positions * mask, targets, mask.float()).to(device)
 
 
-def number_states(model: GPT, idx: Tensor, positions: Tensor) -> Tensor:
-    """The head's input where a number is due, (B, T), (B, N) -> (B, N, C)."""
-    h = model.hidden(idx)  # (B, T, C)
-    return h.gather(1, positions.unsqueeze(-1).expand(-1, -1, h.size(-1)))
-
-
 def number_log_probs(model: GPT, idx: Tensor, positions: Tensor) -> Tensor:
     """Log-probabilities of the 1,000 numbers where one is due, (B, T), (B, N) -> (B, N, 1000).
 
     Only those positions pass the head, and only its number rows: every other row's gradient is exactly zero.
     """
-    return model.logits(number_states(model, idx, positions), NUMBERS).log_softmax(-1)
+    return model.logits(model.hidden(idx, positions=positions), NUMBERS).log_softmax(-1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -463,8 +462,8 @@ def pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 def class_logits(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
     """The K class logits at the last token of each padded prompt: (B, K)."""
     idx, last = prompts
-    h = model.hidden(idx.to(model.device))[torch.arange(len(idx)), last]  # (B, C)
-    return h @ model.head.weight[rows.to(model.device)].T
+    h = model.hidden(idx.to(model.device), positions=last[:, None].to(model.device))  # (B, 1, C)
+    return h[:, 0] @ model.head.weight[rows.to(model.device)].T
 
 
 @torch.no_grad()

@@ -45,7 +45,6 @@ from model import (
     load_model,
     note_elapsed,
     number_log_probs,
-    number_states,
     open_run,
     parse,
     read_json,
@@ -114,7 +113,7 @@ def plan_lesson(data: NumberData, teacher: GPT | None, batch_size: int, n_steps:
     lesson: Lesson = []
     for rows in batches(data, batch_size, n_steps, generator):
         batch = data[rows.to(data.idx.device)]
-        lesson.append((batch, None if teacher is None else number_states(teacher, batch.idx, batch.positions)))
+        lesson.append((batch, None if teacher is None else teacher.hidden(batch.idx, positions=batch.positions)))
     return lesson
 
 

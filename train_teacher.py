@@ -234,22 +234,29 @@ def draw_rows(documents: Sequence[Sequence[int]], n: int, n_tokens: int, generat
     return tokens[start[:, None] + torch.arange(n_tokens)]
 
 
-def next_token_loss(model: GPT, rows: Tensor, chunk: int = 512) -> Tensor:
+def next_token_loss(model: GPT, rows: Tensor, chunk: int = 128) -> Tensor:
     """Mean cross-entropy in nats of predicting rows[:, 1:]; its gradient is already in .grad on return.
 
-    The head's logits are by far the largest tensor of a step. Made and used up in chunks they never leave the
-    processor's cache: the same gradient, a third less time, and memory that does not grow with the vocabulary.
+    The head's logits are by far the largest tensor of a step. Here they are made and used up in chunks that stay in the
+    processor's cache, and the gradient is written out: d loss / d logits = softmax - one-hot. The same gradient as
+    autograd's, a third less time, and memory that does not grow with the vocabulary.
     """
     h = model.hidden(rows[:, :-1]).flatten(0, 1)  # (B * T, C)
-    targets = rows[:, 1:].flatten()
-    leaf, loss = h.detach().requires_grad_(), torch.zeros((), device=h.device)
-    for h_chunk, target in zip(leaf.split(chunk), targets.split(chunk)):
-        logits = model.logits(h_chunk, slice(0, model.config.vocab_size))
-        part = F.cross_entropy(logits, target, reduction="sum") / len(targets)
-        part.backward()
-        loss += part.detach()
-    h.backward(leaf.grad)
-    return loss
+    targets = rows[:, 1:].reshape(-1, 1)
+    weight = model.head.weight[: model.config.vocab_size].detach()  # (V, C)
+    grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(model.head.weight)
+    loss = torch.zeros((), device=h.device)
+    with torch.no_grad():
+        for h_chunk, target, out in zip(h.split(chunk), targets.split(chunk), grad_h.split(chunk)):
+            p = (h_chunk @ weight.T).softmax(-1)
+            p_target = p.gather(1, target)
+            loss -= p_target.log().sum()
+            p.scatter_(1, target, p_target - 1)
+            torch.mm(p, weight, out=out)
+            grad_weight[: len(weight)].addmm_(p.T, h_chunk)
+    h.backward(grad_h / len(targets))
+    model.head.weight.grad = grad_weight / len(targets)
+    return loss / len(targets)
 
 
 def pretrain(model: GPT, rows: Tensor, n_steps: int, tick: Callable) -> list[dict]:

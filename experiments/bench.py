@@ -69,7 +69,7 @@ def paired(name: str, ours: Callable, other: Callable, n: int, **more: object) -
 # what is timed
 
 
-def pretraining_step(model: GPT, rows: Tensor, fused: bool = True, chunk: int = 512) -> Callable:
+def pretraining_step(model: GPT, rows: Tensor, fused: bool = True, chunk: int = 128) -> Callable:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
 
     def step() -> None:

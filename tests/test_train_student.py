@@ -28,7 +28,7 @@ def test_losses_equal_slow_ones(gpt):
         for i in range(shown - 1, len(tokens) - 1, 2):
             cross_entropy.append(-q[i, tokens[i + 1] - m.NUMBERS.start])
             kl.append((p[i].exp() * (p[i] - q[i])).sum())
-    states = m.number_states(teacher, data.idx, data.positions)
+    states = teacher.hidden(data.idx, positions=data.positions)
     log_p = (states @ teacher.head.weight[m.NUMBERS].T).log_softmax(-1)
     torch.testing.assert_close(s.number_loss(gpt, data, None), torch.stack(cross_entropy).mean())
     torch.testing.assert_close(s.number_loss(gpt, data, log_p), torch.stack(kl).mean(), atol=1e-6, rtol=1e-4)
