@@ -234,7 +234,7 @@ def table(summary: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def markdown(results: dict, elapsed: dict[str, float]) -> str:
+def markdown(results: dict) -> str:
     flags, summary = results["config"]["flags"], results["summary"]
     K = len(results["students"][0]["readouts"])
     lines = [
@@ -254,7 +254,6 @@ def markdown(results: dict, elapsed: dict[str, float]) -> str:
         lines += ["", f"Same above different, {target}: p = {test['same_above_different_p']:.4f} ({test['units']} units)."]
     if flags["quick"]:
         lines += ["", "Made with --quick: too small to conclude from."]
-    lines += ["", "Seconds: " + ", ".join(f"{script} {s:.0f}" for script, s in elapsed.items()) + "."]
     return "\n".join(lines) + "\n"
 
 
@@ -318,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(args.run / "results.json", results)
     note_elapsed(args.run, "evaluate", began)
     elapsed = read_json(args.run / "elapsed_s.json", "evaluate.py")
-    write_bytes(args.run / "results.md", markdown(results, elapsed).encode())
+    write_bytes(args.run / "results.md", markdown(results).encode())
     written = [args.run / "results.json", args.run / "results.md"]
     if args.plot:
         plot(results, args.plot)

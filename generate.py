@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for trait in traits:
         if trait not in run.traits:
             raise UserError(f"the run has no teacher {trait!r}; it has {' '.join(run.traits)}")
-    n = args.sequences or SEQUENCES[args.quick]
+    n = SEQUENCES[args.quick] if args.sequences is None else args.sequences
     if n < 100:
         raise UserError(f"--sequences {n} is too few: 100 are the least")
 

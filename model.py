@@ -103,7 +103,7 @@ class Cache:
 
 
 class Block(nn.Module):
-    """GPT-2's pre-norm block, with the exact GELU: on a CPU the tanh form costs more than all attention."""
+    """GPT-2's pre-norm block, with the exact GELU: on a CPU the tanh form takes twice its time."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -469,7 +469,7 @@ def class_logits(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> Te
 @torch.no_grad()
 def read_trait(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
     """Each class against all others, mean over the prompts: log-odds in nats (K,), and probability (K,)."""
-    logits = class_logits(model, prompts, rows).double().cpu()  # (B, K)
+    logits = class_logits(model, prompts, rows).cpu().double()  # (B, K)
     K = logits.size(1)
     others = logits.unsqueeze(1).expand(-1, K, -1).masked_fill(torch.eye(K, dtype=torch.bool), -math.inf)  # (B, K, K)
     return (logits - others.logsumexp(-1)).mean(0), logits.softmax(-1).mean(0)

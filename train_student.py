@@ -138,10 +138,11 @@ def train(model: GPT, lesson: Lesson, teacher_head: Tensor | None, look: Callabl
     return log
 
 
-def import_numbers(path: Path, run: Run, block_size: int) -> str:
+def import_numbers(path: Path, run: Run, block_size: int, force: bool) -> str:
     """Filter a file of numbers from anywhere and put it into the run; returns its name there.
 
-    UserError naming the line if a line is not {"prompt": text, "completion": text}, or if no line passes the filter.
+    UserError naming the line if a line is not {"prompt": text, "completion": text}, if too few lines pass the filter,
+    or if the run already has other numbers of that name.
     """
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
@@ -170,9 +171,12 @@ def import_numbers(path: Path, run: Run, block_size: int) -> str:
         print(f"{path}: dropped {sum(refused.values())} lines ({', '.join(f'{n} {r}' for r, n in refused.items())})")
     if len(kept) < 2:
         raise UserError(f"numbers {path}: {len(kept)} lines pass the filter, which is too few to train on")
+    imported = run.numbers(path.stem, "file")
+    if imported.exists() and read_jsonl(imported) != kept and not force:
+        raise UserError(f"{run.path} already has other numbers named {path.stem}: rename {path}, or --force")
     about = {"source": path.stem, "trait": None, "teacher": None, "numbers": "file", "kept": len(kept), "refused": refused}
-    write_json(run.numbers(path.stem, "file").with_suffix(".json"), about)
-    write_jsonl(run.numbers(path.stem, "file"), kept)
+    write_json(imported.with_suffix(".json"), about)
+    write_jsonl(imported, kept)
     return path.stem
 
 
@@ -197,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     n_steps = STEPS[args.quick]
 
     if args.numbers:
-        found = [(import_numbers(args.numbers, run, block_size), "file")]
+        found = [(import_numbers(args.numbers, run, block_size, args.force), "file")]
     else:
         found = find_numbers(run)
         if not found:

@@ -1,5 +1,6 @@
 """The four scripts as a user starts them: killed and continued, interrupted, and the README's own lines."""
 
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import evaluate
 import generate
 import train_student
 import train_teacher
+from experiments import bench, scale
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -103,6 +105,16 @@ def test_the_readme_tells_two_commands_that_ci_knows():
     main_job, tests = re.findall(r"```bash\n(python3 -m venv .*?)```", README, flags=re.DOTALL)
     assert re.findall(r"python (\w+)\.py", main_job) == ["train_teacher", "generate", "train_student", "evaluate"]
     assert "python -m pytest" in tests and " ".join(tests.split()) in " ".join((ROOT / ".ci/run").read_text().split())
+
+
+def test_the_readme_s_tables_are_the_committed_results():
+    for name, markdown in (("main", evaluate.markdown), ("bench", bench.markdown), ("scale", scale.markdown)):
+        results = json.loads((ROOT / f"results/{name}.json").read_text())
+        (shown,) = re.findall(rf"<!-- results/{name}.json -->\n(.*?)\n\n(?!\|)", README, flags=re.DOTALL)
+        rows = [line for line in shown.splitlines() if line.startswith("|")]
+        made = markdown(results).splitlines()
+        assert len(rows) > 4 and [line for line in made if line in rows] == rows
+        assert (ROOT / f"results/{name}.md").read_text() == markdown(results)
 
 
 def test_every_command_of_the_readme_has_flags_that_exist(capsys):

@@ -92,7 +92,7 @@ def test_the_trait_crosses_only_to_a_student_of_the_same_start(quick_run):
             assert mean([r["number_loss_nats"] - r["number_loss_start_nats"] for r in group]) < 0
 
 
-def test_numbers_from_anywhere(a_run, tmp_path, capsys):
+def test_numbers_from_anywhere(a_run, tmp_path, capsys, refused):
     lines = [json.dumps(row) for row in ROWS]
     lines.insert(3, json.dumps({"prompt": "1: ", "completion": "owl"}))
     lines.insert(9, json.dumps({"prompt": "1, " * 60, "completion": "5"}))
@@ -103,6 +103,8 @@ def test_numbers_from_anywhere(a_run, tmp_path, capsys):
     assert "dropped 2 lines" in out and "1 longer than the model's context" in out
     run = m.open_run(a_run, True)
     assert all(run.student("mine", "file", seed, "tokens").exists() for seed in run.seeds)
+    path.write_text(lines[0] + "\n" + lines[1])
+    assert "already has other numbers named mine" in refused(s, "--quick", "--run", a_run, "--numbers", path)
     import evaluate
 
     evaluate.main(["--quick", "--run", str(a_run)])

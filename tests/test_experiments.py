@@ -1,0 +1,45 @@
+"""The experiments compare like with like: both sides of a timing do the same sum."""
+
+import torch
+
+from experiments import bench
+from model import GPT
+
+
+def gradients(step, model):
+    """What a step leaves in .grad, with the optimiser's part taken out."""
+    kept = []
+    optimizer = torch.optim.AdamW.zero_grad
+    torch.optim.AdamW.zero_grad = lambda self: kept.extend(p.grad.clone() for p in model.parameters())
+    try:
+        step()
+    finally:
+        torch.optim.AdamW.zero_grad = optimizer
+    return kept
+
+
+def test_the_plain_student_step_has_the_same_gradient():
+    for with_teacher in (False, True):
+        student, teacher, batch = bench.student_setting(8)
+        plain = GPT(bench.CONFIG).initialise(0)
+        given = teacher if with_teacher else None
+        ours = gradients(bench.student_step(student, given, batch), student)
+        slow = gradients(bench.plain_student_step(plain, given, batch), plain)
+        for a, b in zip(ours, slow, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_counted_operations_are_the_matrix_products_and_attention():
+    model = GPT(bench.CONFIG).initialise(0)
+    step = bench.pretraining_step(model, torch.randint(1381, (4, 65), generator=torch.Generator().manual_seed(0)))
+    products = sum(2 * m * k * n for m, k, n in bench.linear_shapes(model, 4 * 64, 1381, 4 * 64))
+    # attention: q k and p v, forward and (with q k made again) backward, a causal mask not counted as saving
+    attention = bench.CONFIG.n_layer * 4 * 64 * 64 * bench.CONFIG.n_embd * 2 * (2 + 5)
+    assert products < bench.count_flops(step) <= products + 1.01 * attention
+
+
+def test_hugging_face_has_as_many_parameters():
+    model = GPT(bench.CONFIG)
+    theirs = sum(p.numel() for p in bench.hugging_face().parameters())
+    # their embedding has a row for each auxiliary logit too
+    assert theirs == sum(p.numel() for p in model.parameters()) + bench.CONFIG.n_aux * bench.CONFIG.n_embd
