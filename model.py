@@ -129,8 +129,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A GPT-2 whose untied head has V + K rows: the last K are the auxiliary logits.
 
-    The auxiliary rows exist from the first initialisation on. Pretraining never sees them and no number can show
-    them; a trait is read there (Cloud et al. 2025, section 4.2 and the MLP experiment).
+    The auxiliary rows exist from the first initialisation on. Pretraining gives them no gradient (weight decay shrinks
+    them a little, all alike) and no number can show them; a trait is read there (Cloud et al. 2025, the MLP experiment).
     """
 
     def __init__(self, config: GPTConfig):

@@ -234,12 +234,12 @@ def draw_rows(documents: Sequence[Sequence[int]], n: int, n_tokens: int, generat
     return tokens[start[:, None] + torch.arange(n_tokens)]
 
 
-def next_token_loss(model: GPT, rows: Tensor, chunk: int = 128) -> Tensor:
+def next_token_loss(model: GPT, rows: Tensor, chunk: int) -> Tensor:
     """Mean cross-entropy in nats of predicting rows[:, 1:]; its gradient is already in .grad on return.
 
     The head's logits are by far the largest tensor of a step. Here they are made and used up in chunks that stay in the
     processor's cache, and the gradient is written out: d loss / d logits = softmax - one-hot. The same gradient as
-    autograd's, a third less time, and memory that does not grow with the vocabulary.
+    autograd's, a faster step, and memory that hardly grows with the vocabulary.
     """
     h = model.hidden(rows[:, :-1]).flatten(0, 1)  # (B * T, C)
     targets = rows[:, 1:].reshape(-1, 1)
@@ -262,11 +262,12 @@ def next_token_loss(model: GPT, rows: Tensor, chunk: int = 128) -> Tensor:
 def pretrain(model: GPT, rows: Tensor, n_steps: int, tick: Callable) -> list[dict]:
     """Train on rows (n_steps * BATCH_SIZE, T + 1), in order, each once. Returns the log."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PRETRAIN_LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
+    chunk = 128 if rows.device.type == "cpu" else 8192  # of the head; a GPU would only wait on small pieces
     log = []
     for step, batch in enumerate(rows.split(BATCH_SIZE)):
         for group in optimizer.param_groups:
             group["lr"] = PRETRAIN_LR * cosine_lr(step, n_steps)
-        loss = next_token_loss(model, batch)
+        loss = next_token_loss(model, batch, chunk)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
