@@ -81,7 +81,7 @@ def complete(model: GPT, run: Run, prompts: Sequence[str], generator: torch.Gene
         new = generate(model, torch.tensor(rows, device=model.device), n_new, generator)
         for tokens in new.tolist():
             completions.append(run.encoding.decode(tokens[: tokens.index(end)]) if end in tokens else None)
-        tick(len(rows), len(completions))
+        tick(len(rows))
     return completions
 
 

@@ -318,11 +318,12 @@ def run_jobs(work: Callable, jobs: Sequence, n_steps: int, label: str, device: t
     bar = tqdm(total=n_steps * len(jobs), desc=label, disable=None, unit="step", leave=False)
     lock, stop = threading.Lock(), threading.Event()
 
-    def tick(steps: int, loss: float) -> None:
+    def tick(steps: int, loss: float | None = None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         with lock:
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            if loss is not None:
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update(steps)
 
     pool = ThreadPoolExecutor(workers)
