@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -431,22 +430,21 @@ def tried(n: int) -> list[dict]:
     return records
 
 
-PROBE = """
-import resource, sys, time, torch
-import train_teacher
+# The largest resident size so far, of this process alone (getrusage would count its parent's), from Linux.
+PEAK_MIB = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"
+PROBE = f"""
+import sys, time, torch
+from experiments.bench import pretraining_step
 from model import GPT, GPTConfig
 torch.set_num_threads(1)
 n_layer, n_embd, vocab_size, B = map(int, sys.argv[1:])
 model = GPT(GPTConfig(vocab_size, 16, n_layer=n_layer, n_embd=n_embd)).initialise(0)
-from experiments.bench import pretraining_step
 step = pretraining_step(model, torch.randint(vocab_size, (B, 65)))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-step()
+before = {PEAK_MIB}
 times = []
-for _ in range(4):
+for _ in range(5):
     began = time.perf_counter(); step(); times.append(time.perf_counter() - began)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(sum(p.numel() for p in model.parameters()), min(times), (after - before) / 1024)
+print(sum(p.numel() for p in model.parameters()), min(times), {PEAK_MIB} - before)
 """
 
 
@@ -467,18 +465,19 @@ def growth() -> list[dict]:
 
 def main_job(quick: bool) -> dict:
     """(f) The four scripts from an empty folder: seconds by stage with start-up, the largest process's memory."""
-    stages = {}
+    stages, peaks = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for script in ("train_teacher", "generate", "train_student", "evaluate"):
-            command = [sys.executable, f"{script}.py", "--run", f"{folder}/run", *(["--quick"] if quick else [])]
+            argv = ["--run", f"{folder}/run", *(["--quick"] if quick else [])]
+            program = f"import {script}; {script}.main({argv}); print({PEAK_MIB})"
             began = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
+            done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
             whole = time.perf_counter() - began
+            peaks.append(float(done.stdout.split()[-1]))
             inside = json.loads(Path(f"{folder}/run/elapsed_s.json").read_text())[script]
             stages[script] = {"seconds": whole, "start_up_s": whole - inside}
             print(f"{script}: {whole:.0f} s", flush=True)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {"stages": stages, "seconds": sum(s["seconds"] for s in stages.values()), "peak_mib": peak}
+    return {"stages": stages, "seconds": sum(s["seconds"] for s in stages.values()), "peak_mib": max(peaks)}
 
 
 def markdown(results: dict) -> str:

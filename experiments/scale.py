@@ -139,6 +139,8 @@ def plot(results: dict, path: Path) -> None:
         for y in (0, 1):
             ax.axhline(y, color="grey", lw=0.8, ls=":")
         ax.set(xscale="log", xlabel="parameters", title=f"students on {target}")
+        ax.set_xticks([r["parameters"] for r in rungs], [r["size"] for r in rungs])
+        ax.minorticks_off()
     axes[0].set_ylabel("transfer (0 nothing, 1 the teacher)")
     axes[0].legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)
