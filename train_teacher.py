@@ -252,7 +252,7 @@ def next_token_loss(model: GPT, rows: Tensor, chunk: int) -> Tensor:
             p_target = p.gather(1, target)
             loss -= p_target.log().sum()
             p.scatter_(1, target, p_target - 1)
-            torch.mm(p, weight, out=out)
+            out.copy_(p @ weight)
             grad_weight[: len(weight)].addmm_(p.T, h_chunk)
     h.backward(grad_h / len(targets))
     model.head.weight.grad = grad_weight / len(targets)

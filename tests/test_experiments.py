@@ -29,13 +29,15 @@ def test_the_plain_student_step_has_the_same_gradient():
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
-def test_counted_operations_are_the_matrix_products_and_attention():
+def test_counted_operations_are_the_matrix_products_of_the_plain_step():
     model = GPT(bench.CONFIG).initialise(0)
-    step = bench.pretraining_step(model, torch.randint(1381, (4, 65), generator=torch.Generator().manual_seed(0)))
-    products = sum(2 * m * k * n for m, k, n in bench.linear_shapes(model, 4 * 64, 1381, 4 * 64))
-    # attention: q k and p v, forward and (with q k made again) backward, a causal mask not counted as saving
-    attention = bench.CONFIG.n_layer * 4 * 64 * 64 * bench.CONFIG.n_embd * 2 * (2 + 5)
-    assert products < bench.count_flops(step) <= products + 1.01 * attention
+    idx = torch.randint(1381, (4, 64), generator=torch.Generator().manual_seed(0))
+
+    def plain_step():
+        logits = model.logits(model.hidden(idx), slice(0, 1381))
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), idx.flatten()).backward()
+
+    assert bench.count_flops(plain_step) == bench.product_flops(bench.linear_shapes(model, 4 * 64, 1381, 4 * 64))
 
 
 def test_hugging_face_has_as_many_parameters():
