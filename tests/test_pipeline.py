@@ -117,6 +117,34 @@ def test_the_readme_s_tables_are_the_committed_results():
         assert (ROOT / f"results/{name}.md").read_text() == markdown(results)
 
 
+def test_the_readme_s_sentences_are_the_committed_results():
+    read = lambda name: json.loads((ROOT / f"results/{name}.json").read_text())  # noqa: E731
+    text, main, words, job, rungs = (
+        " ".join(README.split()),
+        read("main"),
+        read("words"),
+        read("bench")["main_job"],
+        read("scale")["rungs"],
+    )
+    cell = lambda r, *key: next(x for x in r["summary"] if (x["target"], x["init"]) == key and x.get("numbers") == "teacher")  # noqa: E731
+    short = lambda x: f"{x:.2f}".replace("0.", ".")  # noqa: E731
+    above = [
+        cell(main, t, "different")["number_loss_nats"] / cell(main, t, "same")["number_loss_nats"] - 1
+        for t in ("tokens", "logits")
+    ]
+    assert f"ends {above[0]:.1%} (tokens) and {above[1]:.1%} (logits) above".replace("%", " %") in text
+    largest = max(abs(r["transfer"]) for r in main["students"] if (r["numbers"], r["init"]) == ("teacher", "different"))
+    assert 0.25 < largest < 0.34 and "by up to a third" in text
+    same, different = ([short(cell(words, t, init)["transfer"]) for t in ("tokens", "logits")] for init in ("same", "different"))
+    assert f"{same[0]} and {same[1]} from the same start, {different[0]} and {different[1]} from another" in text
+    assert f"took {job['seconds']:.0f} s, start-up included, with {job['peak_mib']:.0f} MiB" in text
+    size = {(r["size"], r["tokens_times"]): [short(cell(r, t, "same")["transfer"]) for t in ("tokens", "logits")] for r in rungs}
+    small, middle, more, large = (size[k] for k in (("0.3M", 1), ("0.6M", 1), ("0.6M", 4), ("2M", 1)))
+    assert f"from {small[0]} to {large[0]} (tokens) and from {small[1]} to {large[1]} (logits)" in text
+    assert f"({middle[0]} to {more[0]} and {middle[1]} to {more[1]} at 0.6 million)" in text
+    assert all(abs(cell(r, t, "different")["transfer"]) < 0.11 for r in rungs for t in ("tokens", "logits"))
+
+
 def test_every_command_of_the_readme_has_flags_that_exist(capsys):
     scripts = {
         "train_teacher.py": train_teacher,
