@@ -52,6 +52,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def machine() -> dict:
+    """What the figures belong to."""
+    name = f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {"machine": name, "device": "cpu", **versions()}
+
+
 def paired(name: str, ours: Callable, other: Callable, n: int, **more: object) -> dict:
     """How many times longer `other` takes than `ours`: one warm-up each, then n pairs in turn."""
     ours(), other()
@@ -323,115 +329,6 @@ def many_students(n: int) -> list[dict]:
     return records
 
 
-def full_student_step(model: GPT, batch: train_student.NumberData) -> Callable:
-    """A student step that makes the last block's states at every position and then picks the numbers'."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        h = model.hidden(batch.idx)
-        h = h.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, h.size(-1)))
-        log_q = model.logits(h, NUMBERS).log_softmax(-1)
-        F.nll_loss(log_q.flatten(0, 1), batch.targets.flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def tried(n: int) -> list[dict]:
-    """What was tried for speed, as what is used against the alternative: above 1, what is used is faster.
-
-    `expected` is a guess or a first trial's figure, written down before this timing; `kept`: the idea is in the code.
-    """
-    rows = torch.randint(CONFIG.vocab_size, (64, 65))
-    few = max(2, n // 3)
-
-    def fresh() -> GPT:
-        return GPT(CONFIG).initialise(0)
-
-    used = pretraining_step(fresh(), rows)
-    x = torch.randn(64 * 64, 4 * CONFIG.n_embd, requires_grad=True)
-    two = [pretraining_step(fresh(), rows) for _ in range(2)]
-    student, _, batch = student_setting(64)
-    model = fresh()
-    p, u = torch.rand(500, CONFIG.vocab_size).softmax(-1), torch.rand(500, 1)
-    q, k, v = torch.randn(500, 4, 1, 16), torch.randn(500, 4, 30, 16), torch.randn(500, 4, 30, 16)
-
-    def gelu(approximate: str) -> Callable:
-        return lambda: F.gelu(x, approximate=approximate).sum().backward()
-
-    def body(hidden: Callable) -> Callable:
-        return lambda: hidden(rows[:, :-1]).float().square().sum().backward()
-
-    def bf16() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            body(model.hidden)()
-
-    def by_hand() -> Tensor:
-        return (q @ k.transpose(-1, -2) / 4).softmax(-1) @ v
-
-    def inverse_cdf() -> Tensor:
-        cdf = p.cumsum(-1)
-        return torch.searchsorted(cdf, u * cdf[:, -1:], right=True)
-
-    whole_head = pretraining_step(fresh(), rows, chunk=10**9)
-    plain_adamw = pretraining_step(fresh(), rows, fused=False)
-    records = [
-        paired("head in chunks of 128 / whole", used, whole_head, n, kept=True, expected="1.3"),
-        paired("exact GELU / tanh GELU, forward and backward", gelu("none"), gelu("tanh"), n, kept=True, expected="2"),
-        paired("fused AdamW / plain AdamW, whole step", used, plain_adamw, n, kept=True, expected="1.03"),
-        paired(
-            "last block only where a number is due / everywhere, student step",
-            student_step(student, None, batch),
-            full_student_step(fresh(), batch),
-            n,
-            kept=True,
-            expected="1.25",
-        ),
-        paired(
-            "inverse CDF / torch.multinomial, 500 draws",
-            inverse_cdf,
-            lambda: torch.multinomial(p, 1),
-            n,
-            kept=True,
-            expected="10",
-        ),
-        paired(
-            "two jobs side by side / one after the other on all cores",
-            side_by_side(two, 4),
-            on_all_cores(used, 8),
-            few,
-            kept=True,
-            expected="1.5",
-        ),
-        paired(
-            "one token's attention by PyTorch / written out",
-            lambda: F.scaled_dot_product_attention(q, k, v),
-            by_hand,
-            n,
-            kept=False,
-            expected="0.5",
-            why="too small a part of sampling to show in the whole",
-        ),
-        paired("body in float32 / under bfloat16 autocast", body(model.hidden), bf16, few, kept=False, expected="1"),
-    ]
-    compiled = body(torch.compile(model.hidden))
-    compile_s = seconds(compiled)
-    name = "body eager / under torch.compile"
-    records.append(
-        paired(
-            name,
-            body(model.hidden),
-            compiled,
-            few,
-            kept=False,
-            expected="0.8",
-            why=f"compiling takes {compile_s:.0f} s a process",
-        )
-    )
-    return records
-
-
 # The largest resident size so far, of this process alone (getrusage would count its parent's), from Linux.
 PEAK_MIB = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"
 PROBE = f"""
@@ -510,16 +407,6 @@ def markdown(results: dict) -> str:
     for r in results["growth"]:
         size = " | ".join(str(r[name]) for name in ("n_layer", "n_embd", "vocab_size", "B"))
         lines.append(f"| {size} | {r['parameters']:,} | {r['step_ms']:.0f} | {r['added_mib']:.0f} |")
-    lines += [
-        "",
-        "| tried: ours / the alternative | expected | the alternative takes, times [min, max] | |",
-        "|---|---:|---|---|",
-    ]
-    for r in results["tried"]:
-        verdict = "used" if r["kept"] else "not used"
-        if "why" in r:
-            verdict += f": {r['why']}"
-        lines.append(f"| {r['name']} | {r['expected']} | {r['ratio']:.2f} [{r['min']:.2f}, {r['max']:.2f}] | {verdict} |")
     return "\n".join(lines) + "\n"
 
 
@@ -536,12 +423,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machine": against_the_machine(n),
         "others": against_others(n),
         "students": many_students(n),
-        "tried": tried(n),
         "growth": growth(),
         "main_job": main_job(args.quick),
     }
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    config = {"machine": machine, "device": "cpu", **versions(), "elapsed_s": round(time.monotonic() - began)}
+    config = {**machine(), "elapsed_s": round(time.monotonic() - began)}
     folder = Path("runs" if args.quick else "results")
     write_json(folder / "bench.json", {"config": config, **results})
     (folder / "bench.md").write_text(markdown({"config": config, **results}))

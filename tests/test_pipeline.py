@@ -16,7 +16,7 @@ import evaluate
 import generate
 import train_student
 import train_teacher
-from experiments import bench, scale
+from experiments import bench, scale, tried
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -115,6 +115,11 @@ def test_the_readme_s_tables_are_the_committed_results():
         made = markdown(results).splitlines()
         assert len(rows) > 4 and [line for line in made if line in rows] == rows
         assert (ROOT / f"results/{name}.md").read_text() == markdown(results)
+
+
+def test_the_table_of_what_was_tried_is_its_results():
+    results = json.loads((ROOT / "results/tried.json").read_text())
+    assert (ROOT / "results/tried.md").read_text() == tried.markdown(results)
 
 
 def test_the_readme_s_sentences_are_the_committed_results():
