@@ -114,16 +114,29 @@ class Block(nn.Module):
         self.mlp, self.mlp_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
 
     def forward(self, x: Tensor, cache: Cache | None, positions: Tensor | None) -> Tensor:
+        """(B, T, C) -> (B, T, C); with (B, N) positions only those look around and are answered, (B, N, C)."""
         B, T, C = x.shape
-        qkv = self.attn(self.ln_1(x)).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, C/H)
+        h = self.ln_1(x)
+        if positions is None:
+            q, k, v = self.heads(self.attn(h))
+            mask = None
+        else:
+            x, asking = (t.gather(1, positions.unsqueeze(-1).expand(-1, -1, C)) for t in (x, h))
+            (w_q, w_kv), (b_q, b_kv) = (p.split([C, 2 * C]) for p in (self.attn.weight, self.attn.bias))
+            (q,) = self.heads(F.linear(asking, w_q, b_q))
+            k, v = self.heads(F.linear(h, w_kv, b_kv))
+            mask = torch.arange(T, device=x.device) <= positions[:, None, :, None]  # (B, 1, N, T)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # one new token may see everything
-        x = x + self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
-        if positions is not None:  # from here on no token looks at another
-            x = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, C))
+        causal = mask is None and T > 1  # one new token may see everything
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)  # (B, H, N, C/H)
+        x = x + self.attn_proj(y.transpose(1, 2).reshape(x.shape))
         return x + self.mlp_proj(F.gelu(self.mlp(self.ln_2(x))))
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, T, n * C) -> (n, B, H, T, C/H)."""
+        B, T, _ = x.shape
+        return x.view(B, T, -1, self.n_head, self.ln_1.weight.numel() // self.n_head).permute(2, 0, 3, 1, 4)
 
 
 class GPT(nn.Module):
@@ -175,7 +188,7 @@ class GPT(nn.Module):
     def hidden(self, idx: Tensor, cache: Cache | None = None, positions: Tensor | None = None) -> Tensor:
         """(B, T) tokens -> (B, T, C) normalised final states, the head's input. With a cache, idx continues it.
 
-        With (B, N) positions only their states are made, (B, N, C): most of the last block is spared the others.
+        With (B, N) positions only their states are made, (B, N, C): of the last block the others get keys and values.
         """
         start = cache.length if cache is not None else 0
         T = idx.size(1)
@@ -209,12 +222,12 @@ def generate(model: GPT, prompts: Tensor, n_new: int, generator: torch.Generator
     u = torch.rand(n_new, B, 1, generator=generator).to(model.device)
     cache = Cache(model.config, B, T + n_new - 1, model.device)
     new = torch.empty(B, n_new, dtype=torch.long, device=model.device)
-    idx = prompts
+    idx, last = prompts, torch.full((B, 1), T - 1, device=model.device)
     for t in range(n_new):
-        h = model.hidden(idx, cache)[:, -1]
+        h = model.hidden(idx, cache, last)[:, -1]
         cdf = model.logits(h, slice(0, V)).softmax(-1).cumsum(-1)  # (B, V)
         # float32 sums may end below 1: scale u by the last, and never point past it
-        idx = torch.searchsorted(cdf, u[t] * cdf[:, -1:], right=True).clamp_(max=V - 1)  # (B, 1)
+        idx, last = torch.searchsorted(cdf, u[t] * cdf[:, -1:], right=True).clamp_(max=V - 1), None  # (B, 1)
         new[:, t] = idx[:, 0]
     return new
 
