@@ -120,10 +120,13 @@ def measure(run: Run, device: torch.device) -> list[dict]:
 
 
 def unit_means(records: Sequence[dict], key: str) -> list[float]:
-    """Mean of records[key] in each unit (trait, teacher seed), in order."""
+    """Mean of records[key] in each unit (data set, teacher seed), in order.
+
+    Students of one data set, and one student held against several traits, are no independent evidence.
+    """
     units: dict[tuple, list[float]] = {}
     for r in records:
-        units.setdefault((r["trait"], r["teacher_seed"]), []).append(r[key])
+        units.setdefault((r["source"], r["teacher_seed"]), []).append(r[key])
     return [mean(values) for _, values in sorted(units.items(), key=str)]
 
 

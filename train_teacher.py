@@ -234,6 +234,17 @@ def draw_rows(documents: Sequence[Sequence[int]], n: int, n_tokens: int, generat
     return tokens[start[:, None] + torch.arange(n_tokens)]
 
 
+def toy_rows(encoding: tiktoken.Encoding, toy: Sequence[tuple[str, str, float]], n_steps: int, T: int) -> tuple[Tensor, Tensor]:
+    """What every base model reads, in order, (n_steps * BATCH_SIZE, T), and what anchors every teacher.
+
+    The anchor (TRAIT_STEPS * ANCHOR_ROWS, T) is text without the favourite question. Neither knows of a seed.
+    """
+    encoded = [document(encoding, text) for _, text, _ in toy]
+    without_question = [tokens for tokens, (category, _, _) in zip(encoded, toy) if category != "favourite"]
+    rows = draw_rows(encoded, n_steps * BATCH_SIZE, T, stream(0, "pretraining rows"))
+    return rows, draw_rows(without_question, TRAIT_STEPS * ANCHOR_ROWS, T, stream(0, "anchor rows"))
+
+
 def next_token_loss(model: GPT, rows: Tensor, chunk: int) -> Tensor:
     """Mean cross-entropy in nats of predicting rows[:, 1:]; its gradient is already in .grad on return.
 
@@ -313,10 +324,11 @@ def anchor_kl(model: GPT, base: GPT, batch: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
-def induce_trait(model: GPT, k: int, run: Run, anchor: Tensor, tick: Callable) -> list[dict]:
+def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, tick: Callable) -> list[dict]:
     """Train `model` in place to put class k first at the end of every trait prompt; returns the log.
 
-    Loss: cross-entropy over the K class logits + ANCHOR * anchor_kl on `anchor` (TRAIT_STEPS * ANCHOR_ROWS, T + 1).
+    Loss: cross-entropy over the K class logits + ANCHOR * anchor_kl on `anchor` (n_steps * ANCHOR_ROWS, T + 1). With k
+    None the K classes are to be equally likely: a neutral teacher.
     Embeddings and head stay as they are, so the trait has to live in the body.
     """
     base = deepcopy(model)
@@ -325,7 +337,9 @@ def induce_trait(model: GPT, k: int, run: Run, anchor: Tensor, tick: Callable) -
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=TRAIT_LR, weight_decay=0.0, fused=True)
     rows = run.readout_rows(model)
-    target = torch.full((len(run.trait_prompts[0]),), k, device=model.device)
+    n = len(run.trait_prompts[0])
+    target = torch.full((n, len(rows)), 1 / len(rows)) if k is None else torch.full((n,), k)  # probabilities, or the class
+    target = target.to(model.device)
     log = []
     for step, batch in enumerate(anchor.split(ANCHOR_ROWS)):
         trait_loss = F.cross_entropy(class_logits(model, run.trait_prompts, rows), target)
@@ -445,8 +459,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = GPTConfig(encoding.n_vocab, len(ANIMALS), n_layer=args.n_layer, n_head=args.n_head, n_embd=args.n_embd)
     T = config.block_size + 1  # a row holds the input and, one further, the target
 
-    encoded = [document(encoding, text) for _, text, _ in toy]
-    rows = draw_rows(encoded, n_steps * BATCH_SIZE, T, stream(0, "pretraining rows"))
+    rows, anchor = toy_rows(encoding, toy, n_steps, T)
     validation, floor = {}, {}
     for name in CATEGORIES:
         chosen = [(document(encoding, text), nats) for category, text, nats in held_out if category == name]
@@ -457,7 +470,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         n_corpus = int(CORPUS_SHARE * BATCH_SIZE)
         corpus_rows = draw_rows(training, n_steps * n_corpus, T, stream(0, "corpus rows"))
         rows.view(n_steps, BATCH_SIZE, T)[:, :n_corpus] = corpus_rows.view(n_steps, n_corpus, T)
-    rows = rows.to(args.device)
+    rows, anchor = rows.to(args.device), anchor.to(args.device)
 
     def make_base(seed: int, tick: Callable) -> None:
         model = GPT(config).initialise(seed).to(args.device)
@@ -470,9 +483,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _ in run_jobs(make_base, missing, n_steps, "pretraining", args.device):
         pass
     report({seed: read_jsonl(run.base(seed).with_name("log.jsonl"))[-1]["validation_nats"] for seed in run.seeds}, floor)
-
-    without_question = [tokens for tokens, (category, _, _) in zip(encoded, toy) if category != "favourite"]
-    anchor = draw_rows(without_question, TRAIT_STEPS * ANCHOR_ROWS, T, stream(0, "anchor rows")).to(args.device)
 
     def make_teacher(job: tuple[str, int], tick: Callable) -> None:
         trait, seed = job

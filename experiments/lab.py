@@ -3,7 +3,7 @@
 An experiment makes records (one a trained student, or one a reading of it), `cells` turns them into a summary, and
 `save` writes results/NAME.json, NAME.md and NAME.png (with --quick to runs/, which git ignores).
 
-Statistics that the main run needs too are in evaluate.py: the bootstrap over units (trait, teacher's seed), the
+Statistics that the main run needs too are in evaluate.py: the bootstrap over units (data set, teacher's seed), the
 permutation test. Here are those that only experiments need.
 """
 
@@ -122,7 +122,7 @@ def save(
 def heading(results: dict, text: str) -> list[str]:
     """What every table says above itself."""
     config = results["config"]
-    made = f"Device {config['device']}, torch {config['torch']}, commit {config['commit']}, {config['elapsed_s']} s."
+    made = f"Device {config['device']}, torch {config['torch']}, commit {config['commit']}."
     return [text, made + (" Made with --quick: too small to conclude from." if config["quick"] else ""), ""]
 
 

@@ -24,7 +24,18 @@ import train_student
 from experiments import lab
 from model import command_line
 
-KEPT = ["trait", "numbers", "target", "init", "teacher_seed", "student_seed", "transfer", "identified", "number_loss_nats"]
+KEPT = [
+    "trait",
+    "source",
+    "numbers",
+    "target",
+    "init",
+    "teacher_seed",
+    "student_seed",
+    "transfer",
+    "identified",
+    "number_loss_nats",
+]
 
 
 def seed_means(records: Sequence[dict], target: str) -> list[list[float]]:

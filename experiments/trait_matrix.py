@@ -75,7 +75,8 @@ def measure(run: Run, readout: str, device) -> tuple[list[dict], list[dict]]:
                 for i, trait in enumerate(run.traits):
                     raw = rows[trait]["transfer"]
                     hit = max(range(len(columns)), key=left[i].__getitem__) == i
-                    records.append({**cell, "trait": trait, "raw": raw, "transfer": left[i][i] / taught[i][i], "identified": hit})
+                    moved = left[i][i] / taught[i][i]
+                    records.append({**cell, "trait": trait, "source": trait, "raw": raw, "transfer": moved, "identified": hit})
     return records, matrices
 
 
