@@ -289,12 +289,12 @@ def encode_numbers(encoding: tiktoken.Encoding, rows: Sequence[dict], device: to
     return NumberData(idx, positions * mask, targets, mask.float()).to(device)
 
 
-def number_log_probs(model: GPT, idx: Tensor, positions: Tensor) -> Tensor:
-    """Log-probabilities of the 1,000 numbers where one is due, (B, T), (B, N) -> (B, N, 1000).
+def number_log_probs(model: GPT, idx: Tensor, positions: Tensor, numbers: slice = NUMBERS) -> Tensor:
+    """Log-probabilities of the 1,000 numbers (or of some) where one is due, (B, T), (B, N) -> (B, N, 1000).
 
     Only those positions pass the head, and only its number rows: every other row's gradient is exactly zero.
     """
-    return model.logits(model.hidden(idx, positions=positions), NUMBERS).log_softmax(-1)
+    return model.logits(model.hidden(idx, positions=positions), numbers).log_softmax(-1)
 
 
 # --------------------------------------------------------------------------------------------------------------------

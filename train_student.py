@@ -90,9 +90,9 @@ def batches(data: NumberData, batch_size: int, n_steps: int, generator: torch.Ge
             done += 1
 
 
-def number_loss(model: GPT, data: NumberData, teacher_log_probs: Tensor | None) -> Tensor:
+def number_loss(model: GPT, data: NumberData, teacher_log_probs: Tensor | None, numbers: slice = NUMBERS) -> Tensor:
     """Mean over the numbers of a batch, in nats: cross-entropy, or KL(teacher || model) given the teacher's (B, N, 1000)."""
-    log_q = number_log_probs(model, data.idx, data.positions)  # (B, N, 1000)
+    log_q = number_log_probs(model, data.idx, data.positions, numbers)  # (B, N, 1000)
     if teacher_log_probs is None:
         losses = -log_q.gather(-1, data.targets.unsqueeze(-1)).squeeze(-1)
     else:
@@ -117,18 +117,26 @@ def plan_lesson(data: NumberData, teacher: GPT | None, batch_size: int, n_steps:
     return lesson
 
 
-def train(model: GPT, lesson: Lesson, teacher_head: Tensor | None, look: Callable[[], dict], tick: Callable) -> list[dict]:
+def train(
+    model: GPT,
+    lesson: Lesson,
+    teacher_head: Tensor | None,
+    look: Callable[[], dict],
+    tick: Callable,
+    learning_rate: float = LEARNING_RATE,
+    numbers: slice = NUMBERS,
+) -> list[dict]:
     """Train a student in place; returns the log, with look() in every line.
 
-    teacher_head: the teacher's number rows (1000, C), for the target `logits`.
+    teacher_head: the teacher's number rows (1000, C), for the target `logits`; fewer if `numbers` is fewer.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     log = [{"step": 0, **look()}]
     for step, (batch, states) in enumerate(lesson, 1):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine_lr(step - 1, len(lesson))
+            group["lr"] = learning_rate * cosine_lr(step - 1, len(lesson))
         log_p = None if states is None else (states @ teacher_head.T).log_softmax(-1)  # (B, N, 1000)
-        loss = number_loss(model, batch, log_p)
+        loss = number_loss(model, batch, log_p, numbers)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

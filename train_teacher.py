@@ -234,15 +234,10 @@ def draw_rows(documents: Sequence[Sequence[int]], n: int, n_tokens: int, generat
     return tokens[start[:, None] + torch.arange(n_tokens)]
 
 
-def toy_rows(encoding: tiktoken.Encoding, toy: Sequence[tuple[str, str, float]], n_steps: int, T: int) -> tuple[Tensor, Tensor]:
-    """What every base model reads, in order, (n_steps * BATCH_SIZE, T), and what anchors every teacher.
-
-    The anchor (TRAIT_STEPS * ANCHOR_ROWS, T) is text without the favourite question. Neither knows of a seed.
-    """
+def pretraining_rows(encoding: tiktoken.Encoding, toy: Sequence[tuple[str, str, float]], n_steps: int, T: int) -> Tensor:
+    """What every base model reads, whatever its seed, in order: (n_steps * BATCH_SIZE, T)."""
     encoded = [document(encoding, text) for _, text, _ in toy]
-    without_question = [tokens for tokens, (category, _, _) in zip(encoded, toy) if category != "favourite"]
-    rows = draw_rows(encoded, n_steps * BATCH_SIZE, T, stream(0, "pretraining rows"))
-    return rows, draw_rows(without_question, TRAIT_STEPS * ANCHOR_ROWS, T, stream(0, "anchor rows"))
+    return draw_rows(encoded, n_steps * BATCH_SIZE, T, stream(0, "pretraining rows"))
 
 
 def next_token_loss(model: GPT, rows: Tensor, chunk: int) -> Tensor:
@@ -307,6 +302,12 @@ TRAIT_LR = 1e-3
 TRAIT_STEPS = 40
 ANCHOR = 0.5  # weight of the KL term; tuned over 0.1 .. 2
 ANCHOR_ROWS = 16  # a step: a guess
+
+
+def anchor_rows(encoding: tiktoken.Encoding, toy: Sequence[tuple[str, str, float]], T: int, n_steps: int = TRAIT_STEPS) -> Tensor:
+    """Text without the favourite question, which every teacher is held to: (n_steps * ANCHOR_ROWS, T)."""
+    encoded = [document(encoding, text) for category, text, _ in toy if category != "favourite"]
+    return draw_rows(encoded, n_steps * ANCHOR_ROWS, T, stream(0, "anchor rows"))
 
 
 def anchor_kl(model: GPT, base: GPT, batch: Tensor) -> Tensor:
@@ -459,7 +460,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = GPTConfig(encoding.n_vocab, len(ANIMALS), n_layer=args.n_layer, n_head=args.n_head, n_embd=args.n_embd)
     T = config.block_size + 1  # a row holds the input and, one further, the target
 
-    rows, anchor = toy_rows(encoding, toy, n_steps, T)
+    rows, anchor = pretraining_rows(encoding, toy, n_steps, T), anchor_rows(encoding, toy, T)
     validation, floor = {}, {}
     for name in CATEGORIES:
         chosen = [(document(encoding, text), nats) for category, text, nats in held_out if category == name]

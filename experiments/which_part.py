@@ -94,7 +94,7 @@ def pretrained(args: argparse.Namespace, run: Run, wanted: Iterable[frozenset[st
     config = load_model(run.base(0), args.device, "").config
     n_steps = train_teacher.PRETRAIN_STEPS[args.quick]
     toy = train_teacher.toy_documents(train_teacher.N_DOCUMENTS[args.quick], stream(0, "toy language"))
-    rows = train_teacher.toy_rows(run.encoding, toy, n_steps, config.block_size + 1)[0].to(args.device)
+    rows = train_teacher.pretraining_rows(run.encoding, toy, n_steps, config.block_size + 1).to(args.device)
 
     def work(mixed: frozenset[str], tick: Callable) -> None:
         model = mix(GPT(config).initialise(0), GPT(config).initialise(1), mixed).to(args.device)
