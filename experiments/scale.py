@@ -1,13 +1,14 @@
 """Does the effect survive growth, and what has to grow with it?
 
-    python -m experiments.scale                     # about 0.1, 0.3, 0.6 and 2 million parameters: 25 minutes on 2 CPU cores
+    python -m experiments.scale                     # about 0.1, 0.3, 0.6 and 2 million parameters: 30 minutes on 2 CPU cores
     python -m experiments.scale --sizes 0.1M 0.3M   # some of the ladder
     python -m experiments.scale --corpus FILE       # with real text in half of every batch
-    python -m experiments.scale --quick             # the two smallest, the scripts' --quick
+    python -m experiments.scale --quick             # 0.3M and 0.6M, by the scripts' --quick
 
 Every rung is the main pipeline with other --n-layer, --n-head, --n-embd: same text, same steps, same 8,000 sequences of
-the same 1,000 numbers, so the token budget is fixed. One rung is repeated with four times the sequences and student
-steps, to see what growth has to be paid with. Two traits, two seeds, both fixed here; every rung stays in the table.
+the same 1,000 numbers, so the token budget is fixed. One rung is repeated with one thing changed, to see what growth has
+to be paid with: four times the sequences and student steps, twice the learning rate of the teachers, twice the standard
+deviation of the head's rows. Two traits, two seeds, both fixed here; every rung stays in the table.
 
 Reads    nothing, or --corpus
 Writes   results/scale.json, results/scale.md, results/scale.png; the runs in runs/scale/ (finished parts are kept)
@@ -18,15 +19,30 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
+from unittest.mock import patch
+
+import torch
 
 import evaluate
 import generate
 import train_student
 import train_teacher
-from model import UserError, command_line, load_model, pick_device, versions, write_json
+from model import (
+    GPT,
+    UserError,
+    command_line,
+    load_model,
+    open_run,
+    pick_device,
+    run_jobs,
+    save_model,
+    stream,
+    versions,
+    write_json,
+)
 
 # name: (layers, heads, channels); 16 channels a head, the head's rows with standard deviation channels ** -0.5
 SIZES = {
@@ -38,43 +54,64 @@ SIZES = {
     "50M": (14, 32, 512),  # for a GPU
 }
 ON_A_CPU = ["0.1M", "0.3M", "0.6M", "2M"]
-MORE_TOKENS = {"0.6M": 4}  # rungs repeated with this many times the sequences and student steps
+PLAIN = "as the main run"
+CHANGES = {"0.6M": ["tokens x4", "teacher x2", "head x2"]}  # rungs repeated with one thing changed
 TRAITS = ["owl", "fox"]
 
 
-def run_rung(name: str, times: int, args: argparse.Namespace) -> dict:
-    """One size through the four scripts; with times > 1 its base models and teachers are those of the plain rung."""
+def wider_heads(folder: Path, plain: Path, quick: bool, device: torch.device) -> None:
+    """Base models of the plain rung's shape, pretrained from a head with twice the standard deviation."""
+    run = open_run(plain, quick)
+    toy = train_teacher.toy_documents(train_teacher.N_DOCUMENTS[quick], stream(0, "toy language"))
+    n_steps = train_teacher.PRETRAIN_STEPS[quick]
+
+    def work(seed: int, tick: Callable) -> None:
+        config = load_model(run.base(seed), device, "train_teacher.py").config
+        rows = train_teacher.pretraining_rows(run.encoding, toy, n_steps, config.block_size + 1).to(device)
+        model = GPT(config).initialise(seed).to(device)
+        model.head.weight.data *= 2
+        log = train_teacher.pretrain(model, rows, n_steps, tick)
+        log[-1]["validation_nats"] = {}
+        save_model(folder / f"base/seed-{seed}/model.pt", model, log)
+
+    missing = [seed for seed in run.seeds if not (folder / f"base/seed-{seed}/model.pt").exists()]
+    for _ in run_jobs(work, missing, n_steps, "base models, head x2", device):
+        pass
+
+
+def run_rung(name: str, change: str, args: argparse.Namespace) -> dict:
+    """One size through the four scripts; a change takes from the plain rung what it does not touch."""
     n_layer, n_head, n_embd = SIZES[name]
     plain = Path("runs/scale-quick" if args.quick else "runs/scale") / name
-    folder = plain if times == 1 else plain.with_name(f"{name}-tokens-x{times}")
-    if times > 1:
-        for part in ("base", "teacher", "config.json", "vocabulary.json", "prompts.json"):
-            copy = shutil.copytree if (plain / part).is_dir() else shutil.copy
-            if not (folder / part).exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                copy(plain / part, folder / part)
+    folder = plain if change == PLAIN else plain.with_name(f"{name}-{change.replace(' ', '-')}")
+    if change in ("tokens x4", "teacher x2") and not folder.exists():
+        shutil.copytree(plain / "base", folder / "base")
+    if change == "tokens x4" and not (folder / "teacher").exists():
+        shutil.copytree(plain / "teacher", folder / "teacher")
+    if change == "head x2":
+        wider_heads(folder, plain, args.quick, pick_device(args.device))
     common = ["--run", str(folder), *(["--quick"] if args.quick else []), *(["--device", args.device] if args.device else [])]
     sizes = ["--n-layer", str(n_layer), "--n-head", str(n_head), "--n-embd", str(n_embd)]
     corpus = ["--corpus", str(args.corpus)] if args.corpus else []
-    train_teacher.main([*common, *sizes, *corpus, "--traits", *TRAITS])
-    generate.main([*common, "--from", "teacher", "--sequences", str(times * generate.SEQUENCES[args.quick])])
-    steps = dict(train_student.STEPS)
-    train_student.STEPS = {quick: times * n for quick, n in steps.items()}
-    train_student.main(common)
-    train_student.STEPS = steps
-    evaluate.main(common)
+    times = 4 if change == "tokens x4" else 1
+    with (
+        patch.multiple("train_teacher", TRAIT_LR=train_teacher.TRAIT_LR * (2 if change == "teacher x2" else 1)),
+        patch.multiple("train_student", STEPS={quick: times * n for quick, n in train_student.STEPS.items()}),
+    ):
+        train_teacher.main([*common, *sizes, *corpus, "--traits", *TRAITS])
+        generate.main([*common, "--from", "teacher", "--sequences", str(times * generate.SEQUENCES[args.quick])])
+        train_student.main(common)
+        evaluate.main(common)
 
     results = json.loads((folder / "results.json").read_text())
     about = [json.loads(path.read_text()) for path in sorted(folder.glob("numbers/*/*.json"))]
     base = load_model(folder / "base/seed-0/model.pt", pick_device("cpu"), "train_teacher.py")
-    log = (folder / "base/seed-0/log.jsonl").read_text().splitlines()
     return {
         "size": name,
-        "tokens_times": times,
+        "change": change,
         "parameters": sum(p.numel() for p in base.parameters()),
         "n_layer": n_layer,
         "n_embd": n_embd,
-        "validation_nats": json.loads(log[-1])["validation_nats"],
         "valid": mean(a["kept"] / a["drawn"] for a in about),
         "kl_nats": mean(a["kl_nats"] for a in about),
         "summary": results["summary"],
@@ -84,6 +121,9 @@ def run_rung(name: str, times: int, args: argparse.Namespace) -> dict:
 
 
 CELLS = [("tokens", "same"), ("tokens", "different"), ("logits", "same"), ("logits", "different")]
+
+
+MARKERS = {PLAIN: "o", "tokens x4": "^", "teacher x2": "s", "head x2": "D"}
 
 
 def cell(rung: dict, target: str, init: str) -> dict:
@@ -96,13 +136,13 @@ def markdown(results: dict) -> str:
         f"Traits {', '.join(TRAITS)}, seeds 0 and 1, n = 4 students a cell, 95 % bootstrap intervals; "
         f"corpus: {config['corpus']}; device {config['device']}, torch {config['torch']}, commit {config['commit']}.",
         "",
-        "| parameters | layers x channels | sequences, steps | KL, nats a number | valid | "
+        "| parameters | layers x channels | setting | KL, nats a number | valid | "
         + " | ".join(f"{target}, {init}" for target, init in CELLS)
         + " | seconds |",
         "|---:|---|---:|---:|---:|" + "---|" * len(CELLS) + "---:|",
     ]
     for r in results["rungs"]:
-        columns = [f"{r['parameters']:,}", f"{r['n_layer']} x {r['n_embd']}", f"x{r['tokens_times']}"]
+        columns = [f"{r['parameters']:,}", f"{r['n_layer']} x {r['n_embd']}", r["change"]]
         columns += [f"{r['kl_nats']:.3f}", f"{r['valid']:.0%}"]
         columns += [f"{cell(r, *c)['transfer']:.2f} {evaluate.interval(cell(r, *c))}" for c in CELLS]
         lines.append("| " + " | ".join([*columns, f"{sum(r['elapsed_s'].values()):.0f}"]) + " |")
@@ -122,8 +162,8 @@ def plot(results: dict, path: Path) -> None:
             colour = evaluate.COLOURS[init]
             for r in results["rungs"]:
                 students = [s["transfer"] for s in r["records"] if (s["target"], s["init"]) == (target, init)]
-                marker = "o" if r["tokens_times"] == 1 else "^"
-                label = f"{init} start" + ("" if r["tokens_times"] == 1 else f", tokens x{r['tokens_times']}")
+                marker = MARKERS[r["change"]]
+                label = f"{init} start" + ("" if r["change"] == PLAIN else f", {r['change']}")
                 known = ax.get_legend_handles_labels()[1]
                 ax.plot(
                     [r["parameters"]] * len(students),
@@ -134,7 +174,7 @@ def plot(results: dict, path: Path) -> None:
                     alpha=0.6,
                     label=None if label in known else label,
                 )
-            rungs = [r for r in results["rungs"] if r["tokens_times"] == 1]
+            rungs = [r for r in results["rungs"] if r["change"] == PLAIN]
             ax.plot([r["parameters"] for r in rungs], [cell(r, target, init)["transfer"] for r in rungs], color=colour, lw=1)
         for y in (0, 1):
             ax.axhline(y, color="grey", lw=0.8, ls=":")
@@ -153,18 +193,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--sizes", nargs="+", help=f"rungs, of {' '.join(SIZES)} (those for a CPU)")
     parser.add_argument("--corpus", type=Path, help="UTF-8 text to mix into the pretraining")
-    parser.add_argument("--quick", action="store_true", help="the two smallest rungs, made with --quick")
+    parser.add_argument("--quick", action="store_true", help="0.3M and 0.6M, made with --quick")
     parser.add_argument("--device", help="cpu, cuda, ... (the GPU if there is one)")
     args = parser.parse_args(argv)
-    sizes = args.sizes or (ON_A_CPU[:2] if args.quick else ON_A_CPU)
+    sizes = args.sizes or (["0.3M", "0.6M"] if args.quick else ON_A_CPU)
     for name in sizes:
         if name not in SIZES:
             raise UserError(f"unknown size {name!r}: choose among {' '.join(SIZES)}")
     rungs = []
     for name in sizes:
-        for times in (1, MORE_TOKENS[name]) if name in MORE_TOKENS else (1,):
-            print(f"\n{name}, tokens x{times}", flush=True)
-            rungs.append(run_rung(name, times, args))
+        for change in [PLAIN, *([] if args.quick else CHANGES.get(name, []))]:
+            print(f"\n{name}, {change}", flush=True)
+            rungs.append(run_rung(name, change, args))
     corpus = args.corpus.name if args.corpus else "the toy language alone"
     config = {"corpus": corpus, "device": str(pick_device(args.device)), "traits": TRAITS, "quick": args.quick, **versions()}
     folder = Path("runs" if args.quick else "results")
