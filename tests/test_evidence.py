@@ -1,0 +1,184 @@
+"""The experiments' statistics and data sets, against closed forms, known cases and slow obvious versions."""
+
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import train_student
+import train_teacher
+from experiments import controls, evidence, how_much, lab, seed_matrix, trait_matrix, which_part
+from model import GPT, NUMBERS, GPTConfig, encode_numbers, load_model, number_log_probs, open_run, stream
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+# statistics
+
+
+@given(st.integers(2, 6), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_double_centring_leaves_only_the_interaction(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    row, column, inner = (
+        torch.randn(n, 1, generator=generator),
+        torch.randn(n, generator=generator),
+        torch.randn(n, n, generator=generator),
+    )
+    centre = torch.eye(n) - 1 / n  # the closed form is C X C
+    left = torch.tensor(lab.double_centred((row + column + 3 + inner).tolist()))
+    torch.testing.assert_close(left, centre @ inner @ centre, atol=1e-5, rtol=1e-5)
+
+
+def test_binomial_p_is_the_sum_of_the_tail():
+    assert lab.binomial_p(0, 7, 0.3) == pytest.approx(1)
+    assert lab.binomial_p(7, 7, 0.3) == pytest.approx(0.3**7)
+    n, p, hits = 20, 1 / 16, 3
+    below = (
+        torch.distributions.Binomial(n, torch.tensor(p, dtype=torch.float64)).log_prob(torch.arange(hits).double()).exp().sum()
+    )
+    assert lab.binomial_p(hits, n, p) == pytest.approx(1 - below.item(), abs=1e-6)
+
+
+def test_diagonal_permutation_p_in_known_cases():
+    assert lab.diagonal_permutation_p(torch.eye(4).tolist()) == pytest.approx(1 / 24)
+    assert lab.diagonal_permutation_p([[1.0, 1.0], [1.0, 1.0]]) == 1
+    columns_differ = [[0.0, 5.0, 1.0]] * 3  # students that move alike whoever teaches them say nothing of the diagonal
+    assert lab.diagonal_permutation_p(columns_differ) == 1
+
+
+def test_diagonal_permutation_p_is_uniform_without_an_effect():
+    """P(p <= 1/24) is 1/24 for each of 300 matrices of 4 x 4: more than 30 hits has probability 2e-5."""
+    generator = torch.Generator().manual_seed(0)
+    hits = sum(lab.diagonal_permutation_p(torch.randn(4, 4, generator=generator).tolist()) <= 1 / 24 + 1e-9 for _ in range(300))
+    assert hits <= 30 and lab.binomial_p(31, 300, 1 / 24) < 2e-5
+
+
+def test_a_cell_s_mean_is_over_units_not_students():
+    record = {"trait": "owl", "teacher_seed": 0, "target": "tokens"}
+    students = [{**record, "source": "owl", "transfer": x} for x in (0.0, 0.0, 0.0)] + [
+        {**record, "source": "fox", "transfer": 1.0}
+    ]
+    (row,) = lab.cells(students, "target")
+    assert (row["transfer"], row["n"], row["units"]) == (0.5, 4, 2) and row["ci_low"] == 0 and row["ci_high"] == 1
+
+
+# data sets
+
+
+def test_numbers_redrawn_keep_their_frequencies_and_lengths():
+    """200 lists: `frequencies` mixes the positions, `positions` does not. 1 in 2^200 that a draw misses one of two."""
+    rows = [{"prompt": "1: ", "completion": f"{i % 2}, {5 + i % 2}"} for i in range(200)]
+    for by_position in (False, True):
+        again = controls.redraw(rows, by_position, stream(0, "test"))
+        lists = [[int(x) for x in re.findall(r"\d+", row["completion"])] for row in again]
+        assert all(len(x) == 2 for x in lists)
+        first, second = (Counter(x[i] for x in lists) for i in (0, 1))
+        assert set(first) == ({0, 1} if by_position else {0, 1, 5, 6})
+        assert set(second) == ({5, 6} if by_position else {0, 1, 5, 6})
+
+
+def test_contexts_hold_as_many_whole_lists_as_fit():
+    documents = [[i] * (3 + i % 4) for i in range(400)]
+    contexts = controls.fill_context(documents, room=10)
+    assert len(contexts) == controls.N_CONTEXTS and max(map(len, contexts)) <= 10
+    flat = [x for c in contexts for x in c]
+    assert flat == [x for d in documents for x in d][: len(flat)]  # whole ones, in order
+    for context, following in zip(contexts, contexts[1:]):
+        assert len(context) + len(documents[following[0]]) > 10  # the next one did not fit
+
+
+def test_a_neutral_teacher_prefers_nothing(quick_run):
+    run = open_run(quick_run, True)
+    model = load_model(run.base(0), CPU, "")
+    toy = train_teacher.toy_documents(300, stream(0, "toy language"))
+    anchor = train_teacher.anchor_rows(run.encoding, toy, 65, 20)
+    log = train_teacher.induce_trait(model, None, run, anchor, lambda *a: None)
+    # cross-entropy with a uniform target is ln K at its least, where all classes are equally likely
+    least = math.log(len(run.animals))
+    assert log[0]["trait_loss_nats"] > least + 0.5 and least <= log[-1]["trait_loss_nats"] < least + 0.1
+
+
+def test_fewer_numbers_in_the_softmax_is_a_slice_of_the_slow_version(quick_run):
+    run = open_run(quick_run, True)
+    model = load_model(run.base(0), CPU, "")
+    rows = [{"prompt": "3, 4: ", "completion": "1, 2, 7"}, {"prompt": "9: ", "completion": "5"}]
+    data = encode_numbers(run.encoding, rows, CPU)
+    loss = train_student.number_loss(model, data, None, how_much.below(10))
+    logits = model(data.idx)[..., NUMBERS][..., :10]
+    slow = []
+    for b, p, t in ((0, 0, 1), (0, 1, 2), (0, 2, 7), (1, 0, 5)):
+        slow.append(F.cross_entropy(logits[b, data.positions[b, p]][None], torch.tensor([t])))
+    torch.testing.assert_close(loss, torch.stack(slow).mean())
+
+
+def test_redrawn_targets_follow_the_teacher(quick_run):
+    """5,000 draws from 3 numbers; a frequency is off by .05 with probability below 1e-10 (Hoeffding)."""
+    run = open_run(quick_run, True)
+    model = load_model(run.base(0), CPU, "")
+    data = encode_numbers(run.encoding, [{"prompt": "3, 4: ", "completion": "1"}] * 5000, CPU)
+    drawn = how_much.redraw_below(model, data, 3, stream(0, "test")).targets[:, 0]
+    p = number_log_probs(model, data.idx[:1], data.positions[:1], how_much.below(3)).exp()[0, 0]
+    frequency = torch.bincount(drawn, minlength=3) / 5000
+    assert (frequency - p).abs().max() < 0.05
+
+
+# parts of a start
+
+TINY = GPTConfig(vocab_size=1300, n_aux=4, n_layer=2, n_head=2, n_embd=8)
+
+
+def test_the_parts_are_all_random_weights_each_once():
+    model = GPT(TINY).initialise(0)
+    for i, part in enumerate(which_part.ALL):
+        for p in which_part.parts(model)[part]:
+            assert (p != -1 - i).all()
+            p.fill_(-1 - i)
+    for name, p in model.named_parameters():
+        assert (p < 0).all() or name.startswith("ln_f"), name
+    assert set(which_part.parts(model)) == set(which_part.ALL)
+
+
+def test_mixed_parts_come_from_their_own_seed():
+    mixed = which_part.mix(GPT(TINY).initialise(0), GPT(TINY).initialise(1), ["tokens", "aux"])
+    for seed, chosen in ((1, ["tokens", "aux"]), (0, [p for p in which_part.ALL if p not in ("tokens", "aux")])):
+        pure = which_part.parts(GPT(TINY).initialise(seed))
+        for part in chosen:
+            for a, b in zip(which_part.parts(mixed)[part], pure[part], strict=True):
+                assert torch.equal(a, b)
+
+
+def test_auxiliary_rows_can_be_exchanged_after_pretraining_as_well_as_before():
+    rows = torch.randint(1300, (3 * train_teacher.BATCH_SIZE, 9), generator=torch.Generator().manual_seed(0))
+    other = GPT(TINY).initialise(1)
+    before = which_part.mix(GPT(TINY).initialise(0), other, ["aux"])
+    after = GPT(TINY).initialise(0)
+    for model in (before, after, other):
+        train_teacher.pretrain(model, rows, 3, lambda *a: None)
+    which_part.mix(after, other, ["aux"])
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# what the README says
+
+
+@pytest.mark.parametrize("experiment", [seed_matrix, trait_matrix, controls, which_part, how_much])
+def test_a_committed_table_is_its_json(experiment):
+    name = experiment.__name__.split(".")[-1]
+    results = json.loads((ROOT / f"results/{name}.json").read_text())
+    assert not results["config"]["quick"] and "dirty" not in results["config"]["commit"]
+    assert (ROOT / f"results/{name}.md").read_text() == experiment.markdown(results)
+    assert (ROOT / f"results/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_readme_s_evidence_is_the_committed_results():
+    assert evidence.markdown() in (ROOT / "README.md").read_text()
