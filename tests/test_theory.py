@@ -1,9 +1,12 @@
 """The theory's formulas against slow obvious versions on tiny models."""
 
+import pytest
 import torch
+from torch.func import jacrev
 
 from experiments import linear_model as linear
-from model import stream
+from experiments import theorem
+from model import GPT, GPTConfig, NumberData, stream
 
 
 def test_one_layer_has_nothing_to_transmit():
@@ -39,3 +42,72 @@ def test_transfer_in_the_linear_network_is_m_over_h_on_average():
     D = V[:, 16:].mT @ torch.randn(n, linear.N_AUX, linear.D_IN, generator=generator, dtype=torch.float64)
     values = linear.transfer(linear.closed_form(V, V, D, 16), V[:, 16:] @ D)
     assert abs(values.mean().item() - 16 / linear.HIDDEN) < 5 * (2 / linear.HIDDEN / n) ** 0.5
+
+
+# Theorem 1
+
+# PyTorch's forward mode still imports what it deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+
+TINY = GPTConfig(vocab_size=12, n_aux=3, block_size=8, n_layer=1, n_head=2, n_embd=4)
+
+
+def tiny_problem():
+    model = GPT(TINY).initialise(0).double()
+    generator = torch.Generator().manual_seed(0)
+    idx = torch.randint(12, (3, 6), generator=generator)
+    positions, mask = torch.tensor([[1, 3], [2, 0], [0, 5]]), torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    data = NumberData(idx, positions, torch.zeros_like(positions), mask)
+    rows = torch.arange(7)
+    outputs = theorem.gpt_outputs(model, data, rows)
+    trait_loss = theorem.Call(model, lambda m: -m(idx)[:, -1, -3:].log_softmax(-1)[:, 1].mean()).of
+    return model, data, rows, outputs, trait_loss, theorem.theta_of(model)
+
+
+def test_the_outputs_are_the_model_s_logits():
+    model, data, rows, outputs, _, theta = tiny_problem()
+    logits = model(data.idx)
+    slow = [logits[b, data.positions[b, n], rows] for b in range(3) for n in range(2) if data.mask[b, n]]
+    torch.testing.assert_close(outputs(theta), torch.stack(slow))
+
+
+@pytest.mark.parametrize("loss", theorem.LOSSES)
+def test_g_is_the_dense_jacobian_s(loss):
+    _, _, _, outputs, trait_loss, theta = tiny_problem()
+    dT = theorem.teacher_step(trait_loss, theta)
+    names = list(theta)
+    flat = lambda step: torch.cat([step[name].flatten() for name in names])  # noqa: E731
+    with theorem.sdpa_kernel(theorem.SDPBackend.MATH):
+        dense = jacrev(outputs)(theta)
+    J = torch.cat([dense[name].flatten(2) for name in names], -1)  # (n, m, parameters)
+    logits = outputs(theta)
+    n, m = logits.shape
+    p = logits.softmax(-1)
+    M = torch.eye(m).double().expand(n, m, m) if loss == "squared" else torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    G = (J.mT @ M @ J).mean(0)
+    torch.testing.assert_close(flat(theorem.g_times(outputs, theta, dT, loss)), G @ flat(dT))
+    _, v = theorem.moved_logits(outputs, theta, dT)
+    assert theorem.visible(logits, v, loss) == pytest.approx((flat(dT) @ G @ flat(dT)).item())
+    assert torch.linalg.eigvalsh(G).min() > -1e-9  # positive semi-definite
+
+
+@pytest.mark.parametrize("loss", theorem.LOSSES)
+def test_the_student_s_step_is_the_formula_to_first_order(loss):
+    _, _, _, outputs, trait_loss, theta = tiny_problem()
+    dT, eps, alpha = theorem.teacher_step(trait_loss, theta), 1e-8, 0.3
+    dS = theorem.student_step(outputs, theta, outputs(theorem.add(theta, dT, eps)), loss, alpha)
+    G_dT = theorem.g_times(outputs, theta, dT, loss)
+    for name in theta:  # what is left is of second order in eps
+        torch.testing.assert_close(dS[name], alpha * eps * G_dT[name], atol=1e-3 * eps * alpha, rtol=1e-3)
+
+
+def test_the_cross_kernel_of_a_start_with_itself_is_one():
+    _, _, _, outputs, trait_loss, theta = tiny_problem()
+    logits, v = theorem.moved_logits(outputs, theta, theorem.teacher_step(trait_loss, theta))
+    for loss in theorem.LOSSES:
+        assert theorem.cross_kernel(logits, v, v, loss) == pytest.approx(1)
+        assert theorem.cross_kernel(logits, v, -v, loss) == pytest.approx(-1)
+
+
+def test_the_coin_s_p_value():
+    assert theorem.two_sided_coin_p(5, 10) == 1 and theorem.two_sided_coin_p(10, 10) == pytest.approx(2 / 1024)
