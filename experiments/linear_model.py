@@ -43,7 +43,7 @@ from model import command_line, stream
 
 D_IN, HIDDEN, N_AUX = 8, 32, 4  # d, h, a: a guess, small enough to watch
 NUMBERS = [1, 2, 4, 8, 16, 24, 32, 48, 64]  # m
-MODELS = {False: 200, True: 20}  # R, by --quick
+MODELS = {False: 100, True: 20}  # R, by --quick
 STARTS = {"everything": (True, True), "the head": (True, False), "the body": (False, True), "nothing": (False, False)}
 STEPS, RATE = 4_000, 1.0  # of gradient descent; the rate is in units of 1 / largest curvature
 
