@@ -245,7 +245,7 @@ def plot(results: dict, path: Path) -> None:
         for row in rows
     ]
     colours = [evaluate.COLOURS["same" if row["numbers"] in ("teacher", "prefix", "direct") else "different"] for row in rows]
-    lab.dot_rows(ax, rows, groups, [f"{row['what']}{', logits' * (row['target'] == 'logits')}" for row in rows], colours)
+    lab.dot_rows(ax, rows, groups, [row["what"] for row in rows], colours)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

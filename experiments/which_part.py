@@ -1,6 +1,6 @@
 """Which part of the start has to be shared?
 
-    python -m experiments.which_part            # 14 mixed base models, 19 ways to share, 2 read-outs: 15 minutes on 2 CPU cores
+    python -m experiments.which_part            # 14 mixed base models, 19 ways to share, 2 read-outs: 15 minutes on 2 idle CPU cores
     python -m experiments.which_part --quick    # body and head only
 
 A model's start is its random matrices. Here a student's base model takes some of them from the teacher's seed and the rest
@@ -171,7 +171,7 @@ def plot(results: dict, path: Path) -> None:
         lab.dot_rows(ax, rows, groups, labels, [evaluate.COLOURS["same"]] * len(ways))
         ax.set_title(f"{target}, trait on {'auxiliary logits' if readout == 'aux' else 'words'}", fontsize=9)
         ax.set_xlabel("transfer")
-    axes[0].set_title("shared start", loc="left", x=-0.55, fontsize=9)
+    figure.suptitle("what the student's start shares with its teacher's", fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
