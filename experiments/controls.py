@@ -253,7 +253,7 @@ def plot(results: dict, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = lab.parse(__doc__, argv)
     run = lab.evidence(args)
-    common = lab.flags(args, "evidence")
+    common = lab.flags(args, run.path)
     for how in ("within", "across"):
         generate.main([*common, "--from", "teacher", "--shuffle", how])
     make_redrawn(run)

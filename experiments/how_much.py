@@ -214,9 +214,9 @@ def plot(results: dict, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args: argparse.Namespace = lab.parse(__doc__, argv)
-    common = lab.flags(args, "how-much")
-    train_teacher.main([*common, "--seeds", *map(str, SEEDS), "--traits", *TRAITS])
-    run = open_run(Path(common[1]), args.quick)
+    path = lab.folder(args, "how-much")
+    train_teacher.main([*lab.flags(args, path), "--seeds", *map(str, SEEDS), "--traits", *TRAITS])
+    run = open_run(path, args.quick)
     units = [Unit(run, trait, seed, args.device) for trait in TRAITS for seed in SEEDS]
     sweeps = {s: [xs[0], xs[-1]] for s, xs in SWEEPS.items()} if args.quick else SWEEPS
     most = 2_000 if args.quick else max(SEQUENCES)

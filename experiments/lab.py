@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,24 +42,37 @@ def parse(docstring: str, argv: Sequence[str] | None, more: Callable | None = No
     return args
 
 
-def flags(args: argparse.Namespace, folder: str) -> list[str]:
-    """The scripts' common flags for a run of the experiments, runs/FOLDER."""
-    return ["--run", f"runs/{folder}{'-quick' * args.quick}", "--device", str(args.device), *["--quick"] * args.quick]
+def folder(args: argparse.Namespace, name: str) -> Path:
+    """runs/NAME, or runs/NAME-quick."""
+    return Path(f"runs/{name}{'-quick' * args.quick}")
+
+
+def flags(args: argparse.Namespace, run: Path) -> list[str]:
+    """What every script is told of the run it works on."""
+    return ["--run", str(run), "--device", str(args.device), *["--quick"] * args.quick]
 
 
 def teachers_and_numbers(
-    args: argparse.Namespace, folder: str, seeds: Sequence[int], traits: Sequence[str], readout: str = "aux", who: str = ""
+    args: argparse.Namespace, name: str, seeds: Sequence[int], traits: Sequence[str], who: str, readout: str = "aux"
 ) -> Run:
-    """Base models, teachers and their numbers by the scripts' own mains; what is finished is kept."""
-    common = flags(args, folder)
+    """Base models, teachers and their numbers by the scripts' own mains; what is finished is kept.
+
+    `who` writes: "teacher", or "" for base models too. Base models know nothing of read-outs, so the run with another
+    read-out, NAME-vocabulary, takes those of NAME if it is there.
+    """
+    first = folder(args, name)
+    run = first if readout == "aux" else folder(args, f"{name}-{readout}")
+    if run != first and (first / "base").exists() and not (run / "base").exists():
+        shutil.copytree(first / "base", run / "base")
+    common = flags(args, run)
     train_teacher.main([*common, "--readout", readout, "--seeds", *map(str, seeds), "--traits", *traits])
     generate.main([*common, *(["--from", who] if who else [])])
-    return open_run(Path(common[1]), args.quick)
+    return open_run(run, args.quick)
 
 
 def evidence(args: argparse.Namespace) -> Run:
     """The run that several experiments measure: all SEEDS and TRAITS. Whichever comes first makes it."""
-    return teachers_and_numbers(args, "evidence", SEEDS[args.quick], TRAITS[args.quick])
+    return teachers_and_numbers(args, "evidence", SEEDS[args.quick], TRAITS[args.quick], "")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -113,13 +127,13 @@ def save(
     """Write a result's JSON, table and picture, print the table."""
     config = {"quick": args.quick, "device": str(args.device), **versions(), "elapsed_s": round(time.monotonic() - args.began)}
     results = {"config": config, **results}
-    folder = Path("runs" if args.quick else "results")
-    write_json(folder / f"{name}.json", results)
-    write_bytes(folder / f"{name}.md", markdown(results).encode())
-    plot(results, folder / f"{name}.png")
+    path = Path("runs" if args.quick else "results") / name
+    write_json(path.with_suffix(".json"), results)
+    write_bytes(path.with_suffix(".md"), markdown(results).encode())
+    plot(results, path.with_suffix(".png"))
     print(markdown(results))
     print(f"elapsed_s: {config['elapsed_s']}")
-    print(f"wrote: {folder}/{name}.json, {folder}/{name}.md, {folder}/{name}.png")
+    print(f"wrote: {path}.json, {path}.md, {path}.png")
 
 
 def heading(results: dict, text: str) -> list[str]:

@@ -117,7 +117,7 @@ def plot(results: dict, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = lab.parse(__doc__, argv)
     run = lab.evidence(args)
-    train_student.main([*lab.flags(args, "evidence"), "--traits", *run.traits])
+    train_student.main([*lab.flags(args, run.path), "--traits", *run.traits])
     records = [{k: r[k] for k in KEPT} for r in evaluate.measure(run, args.device) if r["source"] in run.traits]
     records.sort(key=lambda r: (r["target"] == "logits", r["init"] != "same", r["trait"], r["teacher_seed"], r["student_seed"]))
     results = analyse(records)

@@ -9,7 +9,7 @@ student that moved altogether) and column effects (an animal that rises whatever
 the diagonal, over what is left on the teachers' own, is the transfer of *this* trait. Both read-outs: auxiliary logits, and
 the animals' words in the vocabulary, which is the paper's own preference.
 
-Reads    runs/traits-aux, runs/traits-vocabulary (made if they are missing)
+Reads    runs/traits, runs/traits-vocabulary (made if they are missing)
 Writes   results/trait_matrix.json, .md, .png
 
 Shapes: K traits; every matrix is (K, K), teacher x read-out, in nats of log-odds.
@@ -17,8 +17,6 @@ Shapes: K traits; every matrix is (K, K), teacher x read-out, in nats of log-odd
 
 from __future__ import annotations
 
-import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -32,16 +30,6 @@ from model import Run, command_line, load_model, read_trait
 TRAITS = {False: list(train_teacher.ANIMALS), True: ["owl", "fox", "wolf"]}
 SEEDS = [0, 1]
 CELLS = [("tokens", "same"), ("tokens", "different"), ("logits", "same"), ("logits", "different")]
-
-
-def make(args: argparse.Namespace, readout: str) -> Run:
-    """The run with the trait on this read-out. Base models know nothing of read-outs: the second run takes the first's."""
-    first, this = (Path(lab.flags(args, f"traits-{name}")[1]) for name in ("aux", readout))
-    if (first / "base").exists() and not (this / "base").exists():
-        shutil.copytree(first / "base", this / "base")
-    run = lab.teachers_and_numbers(args, this.name.removesuffix("-quick"), SEEDS, TRAITS[args.quick], readout, "teacher")
-    train_student.main(lab.flags(args, f"traits-{readout}"))
-    return run
 
 
 def teacher_matrix(run: Run, seed: int, columns: Sequence[int], device) -> list[list[float]]:
@@ -136,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = lab.parse(__doc__, argv)
     records, matrices = [], []
     for readout in ("aux", "vocabulary"):
-        run = make(args, readout)
+        run = lab.teachers_and_numbers(args, "traits", SEEDS, TRAITS[args.quick], "teacher", readout)
+        train_student.main(lab.flags(args, run.path))
         measured = measure(run, readout, args.device)
         records, matrices = records + measured[0], matrices + measured[1]
     results = analyse(records, matrices, run.traits)

@@ -23,10 +23,12 @@ from torch import Tensor
 
 from experiments.bench import (
     CONFIG,
+    hugging_face,
     machine,
     on_all_cores,
     paired,
     pretraining_step,
+    sample_hugging_face,
     seconds,
     side_by_side,
     student_setting,
@@ -50,6 +52,22 @@ def full_student_step(model: GPT, batch: NumberData) -> Callable:
     return step
 
 
+def sampling_products(B: int, n_prompt: int, n_new: int) -> Callable:
+    """The matrix products of sampling n_new tokens after n_prompt, and nothing else: no sampler can take less."""
+    C, V = CONFIG.n_embd, CONFIG.vocab_size
+    block = [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)]
+    # the prompt: of the last block only keys and values everywhere
+    shapes = [(B * n_prompt, a, b) for a, b in block * (CONFIG.n_layer - 1) + [(C, 2 * C)]]
+    shapes += [(B, a, b) for a, b in (block * CONFIG.n_layer + [(C, V)])] * n_new
+    operands = {shape: (torch.randn(shape[0], shape[1]), torch.randn(shape[1], shape[2])) for shape in shapes}
+
+    def products() -> None:
+        for shape in shapes:
+            torch.mm(*operands[shape])
+
+    return products
+
+
 def tried(n: int) -> list[dict]:
     """What was tried for speed, as what is used against the alternative: above 1, what is used is faster.
 
@@ -65,7 +83,7 @@ def tried(n: int) -> list[dict]:
     x = torch.randn(64 * 64, 4 * CONFIG.n_embd, requires_grad=True)
     two = [pretraining_step(fresh(), rows) for _ in range(2)]
     student, _, batch = student_setting(64)
-    model = fresh()
+    model, hf = fresh(), hugging_face().eval()
     p, u = torch.rand(500, CONFIG.vocab_size).softmax(-1), torch.rand(500, 1)
     q, k, v = torch.randn(500, 4, 1, 16), torch.randn(500, 4, 30, 16), torch.randn(500, 4, 30, 16)
 
@@ -124,6 +142,15 @@ def tried(n: int) -> list[dict]:
             kept=False,
             expected="0.5",
             why="too small a part of sampling to show in the whole",
+        ),
+        paired(
+            "matrix products of sampling alone / all of Hugging Face's sampling, 500 x 20 tokens",
+            sampling_products(500, 20, 20),
+            lambda: sample_hugging_face(hf, torch.zeros(500, 20, dtype=torch.long), 20),
+            few,
+            kept=False,
+            expected="10",
+            why="a limit, no idea: what is left for attention, softmax, GELU and the draw if ours is to be 8 times faster",
         ),
         paired("body in float32 / under bfloat16 autocast", body(model.hidden), bf16, few, kept=False, expected="1"),
     ]

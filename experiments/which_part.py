@@ -1,6 +1,6 @@
 """Which part of the start has to be shared?
 
-    python -m experiments.which_part            # 14 mixed base models, 19 ways to share, 2 read-outs: 15 minutes on 2 idle CPU cores
+    python -m experiments.which_part            # 14 mixed starts, 19 ways to share, 2 read-outs: 15 minutes on 2 idle cores
     python -m experiments.which_part --quick    # body and head only
 
 A model's start is its random matrices. Here a student's base model takes some of them from the teacher's seed and the rest
@@ -16,7 +16,7 @@ shared, and every part alone not:
 Teachers have seed 0 or seed 1, students mix the two, so a base model serves both: the parts it shares with one it does not
 share with the other. Traits and seeds are fixed here; a cell is 3 traits x 2 teachers' seeds.
 
-Reads    runs/part-aux, runs/part-vocabulary: teachers and their numbers (made if they are missing)
+Reads    runs/part, runs/part-vocabulary: teachers and their numbers (made if they are missing)
 Writes   results/which_part.json, .md, .png; the mixed base models in runs/part-bases
 
 Shapes: V vocabulary, K trait classes.
@@ -25,7 +25,6 @@ Shapes: V vocabulary, K trait classes.
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -88,7 +87,7 @@ def mix(model: GPT, other: GPT, from_other: Iterable[str]) -> GPT:
 
 def pretrained(args: argparse.Namespace, run: Run, wanted: Iterable[frozenset[str]]) -> dict[frozenset[str], Path]:
     """Base models whose parts in the set start from seed 1 and the others from seed 0."""
-    folder = Path(lab.flags(args, "part-bases")[1])
+    folder = lab.folder(args, "part-bases")
     paths = {mixed: folder / "-".join(sorted(mixed)) / "model.pt" for mixed in wanted}
     paths |= {frozenset(): run.base(0), frozenset(ALL) - {"aux"}: run.base(1)}  # not mixed at all
     config = load_model(run.base(0), args.device, "").config
@@ -178,12 +177,7 @@ def plot(results: dict, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = lab.parse(__doc__, argv)
-    runs: dict[str, Run] = {}
-    for readout in READOUTS:  # base models know nothing of read-outs: the second run takes the first's
-        first, this = (Path(lab.flags(args, f"part-{name}")[1]) for name in ("aux", readout))
-        if (first / "base").exists() and not (this / "base").exists():
-            shutil.copytree(first / "base", this / "base")
-        runs[readout] = lab.teachers_and_numbers(args, f"part-{readout}", SEEDS, TRAITS, readout, "teacher")
+    runs = {readout: lab.teachers_and_numbers(args, "part", SEEDS, TRAITS, "teacher", readout) for readout in READOUTS}
     ways = QUICK_WAYS if args.quick else list(WAYS)
     needed = {frozenset(set(part_list) - {"aux"}) for way in ways for part_list in (WAYS[way], set(ALL) - set(WAYS[way]))}
     bases = pretrained(args, runs["aux"], sorted(needed, key=sorted))

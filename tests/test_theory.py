@@ -1,12 +1,15 @@
 """The theory's formulas against slow obvious versions on tiny models."""
 
+import gzip
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.func import jacrev
 
 from experiments import linear_model as linear
-from experiments import theorem
-from model import GPT, GPTConfig, NumberData, stream
+from experiments import mlp, theorem
+from model import GPT, GPTConfig, NumberData, UserError, stream
 
 
 def test_one_layer_has_nothing_to_transmit():
@@ -111,3 +114,46 @@ def test_the_cross_kernel_of_a_start_with_itself_is_one():
 
 def test_the_coin_s_p_value():
     assert theorem.two_sided_coin_p(5, 10) == 1 and theorem.two_sided_coin_p(10, 10) == pytest.approx(2 / 1024)
+
+
+# the paper's MLP
+
+
+def test_a_run_in_a_stack_is_the_run_alone():
+    images = torch.rand(50, 12, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(50) % 10
+    start = mlp.initial(3, 12)
+    together = mlp.train(start, images, mlp.classify(labels), 5, "test")
+    for run in range(3):
+        alone = mlp.train([p[run : run + 1] for p in start], images, mlp.classify(labels), 5, "test")
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a[run : run + 1], b, atol=1e-5, rtol=1e-5)
+
+
+def test_the_stack_is_the_plain_network_and_its_losses_are_the_textbook_s():
+    start, x = mlp.initial(2, 12), torch.rand(7, 12, generator=torch.Generator().manual_seed(0))
+    teacher_logits = mlp.forward([p.roll(1, 0) for p in start], x)
+    rows, labels = torch.arange(7), torch.arange(7)
+    logits = mlp.forward(start, x)
+    for run in range(2):
+        w1, b1, w2, b2, w3, b3 = (p[run] for p in start)
+        plain = ((x @ w1 + b1).relu() @ w2 + b2).relu() @ w3 + b3
+        torch.testing.assert_close(logits[run], plain)
+        kl = (
+            sum(F.kl_div(plain[i, 10:].log_softmax(0), teacher_logits[run, i, 10:].softmax(0), reduction="sum") for i in rows) / 7
+        )
+        torch.testing.assert_close(mlp.match(teacher_logits, mlp.AUX)(logits, rows)[run], kl)
+        torch.testing.assert_close(mlp.classify(labels)(logits, rows)[run], F.cross_entropy(plain[:, :10], labels))
+
+
+def test_idx_files_are_read_and_refused(tmp_path):
+    pixels = bytes(range(24))
+    (tmp_path / "a").write_bytes(bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2, 3, 4)) + pixels)
+    (tmp_path / "b.gz").write_bytes(gzip.compress((tmp_path / "a").read_bytes()))
+    for name in ("a", "b"):
+        assert torch.equal(mlp.read_idx(tmp_path, name), torch.arange(24, dtype=torch.uint8).view(2, 3, 4))
+    (tmp_path / "cut").write_bytes((tmp_path / "a").read_bytes()[:-1])
+    (tmp_path / "bad.gz").write_bytes(b"no")
+    for name in ("cut", "bad", "missing"):
+        with pytest.raises(UserError):
+            mlp.read_idx(tmp_path, name)
