@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.func import jacrev
 
+import evaluate
+from experiments import alignment, mlp, theorem
 from experiments import linear_model as linear
-from experiments import mlp, theorem
-from model import GPT, GPTConfig, NumberData, UserError, stream
+from model import GPT, GPTConfig, NumberData, UserError, open_run, stream
 
 
 def test_one_layer_has_nothing_to_transmit():
@@ -157,3 +158,36 @@ def test_idx_files_are_read_and_refused(tmp_path):
     for name in ("cut", "bad", "missing"):
         with pytest.raises(UserError):
             mlp.read_idx(tmp_path, name)
+
+
+# alignment
+
+
+def test_the_watched_student_is_the_usual_one_and_a_projected_one_is_not(quick_run):
+    run = open_run(quick_run, True)
+    students = evaluate.measure(run, torch.device("cpu"))
+    for target in ("tokens", "logits"):
+        key = ("owl", target, 0, 1)
+        (usual,) = [r for r in students if (r["source"], r["target"], r["teacher_seed"], r["student_seed"]) == key]
+        job = alignment.Job("owl", 0, 1, target, "as it is")
+        assert alignment.train_watched(job, run, torch.device("cpu"), 40)["transfer"] == pytest.approx(
+            usual["transfer"], abs=1e-6
+        )
+
+
+def test_nothing_is_left_along_a_direction_projected_out():
+    step, direction = ([torch.randn(3, 4), torch.randn(5)] for _ in range(2))
+    left = alignment.project_out(step, direction)
+    assert abs(alignment.cosine(left, direction)) < 1e-6
+    flat = lambda parts: torch.cat([p.flatten() for p in parts])  # noqa: E731
+    d = flat(direction) / flat(direction).norm()
+    torch.testing.assert_close(flat(left), flat(step) - (flat(step) @ d) * d)
+
+
+def test_the_rank_correlation_is_spearman_s():
+    from scipy.stats import spearmanr
+
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        x, y = torch.randn(2, 20, generator=generator).tolist()
+        assert alignment.rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
