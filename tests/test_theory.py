@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch.func import jacrev
 
 import evaluate
-from experiments import alignment, mlp, theorem
+from experiments import alignment, mlp, theorem, trajectory
 from experiments import linear_model as linear
-from model import GPT, GPTConfig, NumberData, UserError, open_run, stream
+from model import GPT, GPTConfig, NumberData, UserError, load_model, open_run, read_trait, stream
 
 
 def test_one_layer_has_nothing_to_transmit():
@@ -191,3 +191,42 @@ def test_the_rank_correlation_is_spearman_s():
     for _ in range(10):
         x, y = torch.randn(2, 20, generator=generator).tolist()
         assert alignment.rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
+
+
+# trajectory
+
+
+def test_lanczos_applies_a_function_of_a_matrix():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    A, start = root @ root.T, torch.randn(12, generator=generator, dtype=torch.float64)
+    Q, T = trajectory.lanczos(lambda v: A @ v, start, 12)
+    torch.testing.assert_close(Q.T @ Q, torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(Q.T @ A @ Q, T, atol=1e-8, rtol=1e-8)
+    solved = torch.linalg.solve(A + 0.3 * torch.eye(12, dtype=torch.float64), A @ start)
+    torch.testing.assert_close(trajectory.apply(Q, T, start.norm().item(), lambda g: g / (g + 0.3)), solved)
+
+
+def test_lanczos_stops_where_there_is_no_more_to_see():
+    A, start = torch.diag(torch.tensor([2.0, 2.0, 5.0], dtype=torch.float64)), torch.ones(3, dtype=torch.float64)
+    Q, T = trajectory.lanczos(lambda v: A @ v, start, 3)
+    assert Q.shape == (3, 2)  # two eigenvalues
+    torch.testing.assert_close(torch.linalg.eigvalsh(T), torch.tensor([2.0, 5.0], dtype=torch.float64))
+
+
+def test_gradient_descent_in_a_linear_model_is_the_closed_form():
+    class Quadratic:
+        theta = {"a": torch.zeros(3, dtype=torch.float64)}
+
+    A, D = torch.diag(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)), torch.ones(3, dtype=torch.float64)
+    path = trajectory.follow(Quadratic, lambda d: {"a": A @ (d["a"] - D)}, "gradient descent", 0.7, 9)
+    for t, delta in enumerate(path):  # (1 - (1 - alpha G)^t) D
+        torch.testing.assert_close(delta["a"], 1 - (1 - 0.7 * A.diag()) ** t)
+
+
+def test_the_held_out_log_odds_are_those_of_every_other_script(quick_run):
+    run = open_run(quick_run, True)
+    model = load_model(run.base(0), torch.device("cpu"), "").double()
+    for k in (0, 5):
+        mine = trajectory.held_out_log_odds(model, run, run.held_out_prompts, k)
+        torch.testing.assert_close(mine, read_trait(model, run.held_out_prompts, run.readout_rows(model))[0][k])
