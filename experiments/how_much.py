@@ -1,6 +1,6 @@
 """How much does it take? Transfer against sequences, numbers, vocabulary, the teacher's strength, and steps.
 
-    python -m experiments.how_much            # 2 traits x 2 seeds a point, 5 curves: 13 minutes on 2 CPU cores
+    python -m experiments.how_much            # 2 traits x 2 seeds a point, 5 curves: 15 minutes on 2 idle cores
     python -m experiments.how_much --quick    # the ends of each curve
 
 One thing is changed at a time, the rest is the main run's (8,000 sequences, all their numbers, 1,000 numbers in the
@@ -197,13 +197,12 @@ def plot(results: dict, path: Path) -> None:
             dots = [r for r in results["records"] if (r["sweep"], r["target"]) == (sweep, target)]
             at = "kl_nats" if sweep == "strength" else "x"
             ax.plot([r[at] for r in dots], [r["transfer"] for r in dots], ".", color=colour, alpha=0.5, ms=5)
-            if sweep == "strength":  # every teacher has an x of its own
-                ax.set_xticks([0.01, 0.03, 0.1], ["0.01", "0.03", "0.1"])
-            else:
-                ax.fill_between(
-                    [r["x"] for r in rows], [r["ci_low"] for r in rows], [r["ci_high"] for r in rows], color=colour, alpha=0.15
-                )
-            ax.plot([r[at] for r in rows], [r["transfer"] for r in rows], color=colour, lw=1.2, label=target)
+            if sweep == "strength":  # every teacher has an x of its own: no line through means
+                ax.set_xticks([0.003, 0.01, 0.03, 0.1], ["0.003", "0.01", "0.03", "0.1"])
+                continue
+            xs, low, high = ([r[key] for r in rows] for key in ("x", "ci_low", "ci_high"))
+            ax.fill_between(xs, low, high, color=colour, alpha=0.15)
+            ax.plot(xs, [r["transfer"] for r in rows], color=colour, lw=1.2, label=target)
         for y in (0, 1):
             ax.axhline(y, color="grey", lw=0.8, ls=":")
     axes[0].set_ylabel("transfer (0 nothing, 1 the teacher)")

@@ -182,3 +182,57 @@ def test_a_committed_table_is_its_json(experiment):
 
 def test_the_readme_s_evidence_is_the_committed_results():
     assert evidence.markdown() in (ROOT / "README.md").read_text()
+
+
+def result(name):
+    return json.loads((ROOT / f"results/{name}.json").read_text())
+
+
+def cell(results, **key):
+    (row,) = [r for r in results["summary"] if all(r[k] == v for k, v in key.items())]
+    return row
+
+
+def test_the_readme_s_sentences_on_the_evidence_are_the_committed_results():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    short = lambda x: f"{x:.2f}".replace("0.", ".")  # noqa: E731
+    seeds, traits, control, part, much = map(result, ("seed_matrix", "trait_matrix", "controls", "which_part", "how_much"))
+
+    assert {test["columns_p"] for test in seeds["tests"].values()} == {1 / 720} and "p = .0014" in text
+    other = [r["transfer"] for r in seeds["records"] if r["init"] == "different"]
+    assert f"by {short(min(other))} to +{short(max(other))}." in text
+    for target in ("tokens", "logits"):
+        row = cell(traits, readout="aux", target=target, init="different")
+        low, high = (f"{row[k]:+.2f}".replace("0.", ".") for k in ("ci_low", "ci_high"))
+        assert f"{row['transfer']:.3f} [{low}, {high}] through {target}".replace("0.", ".") in text
+
+    across, drawn, within, positions = (
+        short(cell(control, numbers=n, target="tokens")["transfer"]) for n in ("across", "frequencies", "within", "positions")
+    )
+    assert abs(float(across) - float(drawn)) < 0.02
+    assert f"next to nothing ({across}, and as much if drawn independently)" in text
+    assert f"a part ({within})" in text and f"a list more ({positions})" in text
+
+    of = lambda way, target, readout="aux": cell(part, way=way, target=target, readout=readout)["transfer"]  # noqa: E731
+    assert f"logits ({short(of('the head', 'logits'))}) and a part through tokens ({short(of('the head', 'tokens'))})" in text
+    for target in ("tokens", "logits"):
+        for readout in which_part.READOUTS:
+            assert abs(of("the body", target, readout)) < 0.05
+        alone = [of(f"only {p}", target) for p in which_part.ALL] + [
+            of(f"only {p}", target, "vocabulary") for p in which_part.ALL
+        ]
+        assert max(map(abs, alone)) < 0.155 and "(.15 at most)" in text
+        missing = {p: of(f"all but {p}", target) for p in which_part.BODY}
+        assert all(x < of("everything", target) for x in missing.values())
+
+    x = lambda sweep, x, target: short(cell(much, sweep=sweep, x=x, target=target)["transfer"])  # noqa: E731
+    assert f"256 sequences are enough ({x('sequences', 256, 'logits')})" in text
+    assert f"from {x('sequences', 256, 'tokens')} at 256 to {x('sequences', 2**17, 'tokens')} at 131,072" in text
+    price = cell(much, sweep="sequences", x=much["sequences_for_90_percent"], target="tokens")
+    assert f"costs {price['x']:,} sequences and {price['steps']} steps, {price['seconds']:.0f} s a student" in text
+    assert f"give {x('steps', 200, 'tokens')} instead of {x('steps', 100, 'tokens')}" in text
+    ten = x("vocabulary", 10, "tokens"), x("vocabulary", 10, "logits")
+    assert f"Ten numbers in the softmax still carry {ten[0]} and {ten[1]}" in text
+    weak = cell(much, sweep="strength", x=2, target="tokens")
+    assert f"KL {short(weak['kl_nats'])}" in text or f"KL {weak['kl_nats']:.3f}".replace("0.", ".") in text
+    assert f"transmits {x('strength', 2, 'tokens')} and {x('strength', 2, 'logits')}" in text
