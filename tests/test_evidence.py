@@ -14,7 +14,20 @@ from hypothesis import strategies as st
 
 import train_student
 import train_teacher
-from experiments import controls, evidence, how_much, lab, seed_matrix, trait_matrix, which_part
+from experiments import (
+    alignment,
+    controls,
+    evidence,
+    how_much,
+    lab,
+    linear_model,
+    mlp,
+    seed_matrix,
+    theorem,
+    trait_matrix,
+    trajectory,
+    which_part,
+)
 from model import GPT, NUMBERS, GPTConfig, encode_numbers, load_model, number_log_probs, open_run, stream
 
 ROOT = Path(__file__).parent.parent
@@ -171,7 +184,10 @@ def test_auxiliary_rows_can_be_exchanged_after_pretraining_as_well_as_before():
 # what the README says
 
 
-@pytest.mark.parametrize("experiment", [seed_matrix, trait_matrix, controls, which_part, how_much])
+EXPERIMENTS = [seed_matrix, trait_matrix, controls, which_part, how_much, linear_model, theorem, alignment, mlp, trajectory]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_committed_table_is_its_json(experiment):
     name = experiment.__name__.split(".")[-1]
     results = json.loads((ROOT / f"results/{name}.json").read_text())
@@ -236,3 +252,23 @@ def test_the_readme_s_sentences_on_the_evidence_are_the_committed_results():
     weak = cell(much, sweep="strength", x=2, target="tokens")
     assert f"KL {short(weak['kl_nats'])}" in text or f"KL {weak['kl_nats']:.3f}".replace("0.", ".") in text
     assert f"transmits {x('strength', 2, 'tokens')} and {x('strength', 2, 'logits')}" in text
+
+
+def test_the_readme_s_sentences_on_the_theory_are_the_committed_results():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    linear, first_order = result("linear_model"), result("theorem")
+    assert linear["one_layer_largest_gradient"] == 0
+    assert all(r["rank"] == min(r["m"], linear_model.HIDDEN) for r in linear["summary"])
+    below_h = [r for r in linear["summary"] if r["m"] < linear_model.HIDDEN]
+    assert all(r["ci_low"] < r["expected"] < r["ci_high"] for r in below_h if linear_model.STARTS[r["shared"]][0])
+
+    smallest = [r for r in first_order["records"] if r["eps"] == 1e-6]
+    assert all(abs(r["dot"] / r["dot_predicted"] - 1) < 1e-4 for r in smallest)  # one part in ten thousand
+    assert all(abs(r["trait_loss_change"] / r["trait_loss_change_predicted"] - 1) < 1e-4 for r in smallest)
+    assert all(0.9 < r[f"{name}_slope"] < 1.1 for r in first_order["summary"] for name in ("dot", "fall"))
+    gpt, small = first_order["coin"]
+    signed = lambda x, n: f"{x:+.{n}f}".replace("0.", ".", 1)  # noqa: E731
+    for row, opening in ((gpt, "{positive} of {n} pairs above 0, mean cosine"), (small, "{positive} of {n}, p = .03, mean")):
+        interval = f"[{signed(row['ci_low'], 2)}, {signed(row['ci_high'], 2)}]"
+        assert f"{opening.format(**row)} {signed(row['mean'], 3)} {interval}" in text
+    assert 0.025 < small["coin_p"] < 0.035
