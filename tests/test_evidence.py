@@ -272,3 +272,23 @@ def test_the_readme_s_sentences_on_the_theory_are_the_committed_results():
         interval = f"[{signed(row['ci_low'], 2)}, {signed(row['ci_high'], 2)}]"
         assert f"{opening.format(**row)} {signed(row['mean'], 3)} {interval}" in text
     assert 0.025 < small["coin_p"] < 0.035
+
+    aligned = result("alignment")
+    arm = lambda target, arm: cell(aligned, target=target, init="same", arm=arm)["transfer"]  # noqa: E731
+    for target in ("tokens", "logits"):
+        without, with_it = arm(target, "trait projected out"), arm(target, "as it is")
+        assert f"{without:.3f} instead of {with_it:.2f} through {target}".replace("0.", ".") in text
+        assert abs(arm(target, "random projected out") - with_it) < 0.002
+        for init, low, high in (("same", 0.005, 0.0252), ("different", -0.005, 0.005)):
+            assert low < cell(aligned, target=target, init=init, arm="as it is")["mean_cosine"] < high
+    lowest = min(r["cosine"] for r in aligned["foreseen"] if r["init"] == "same")
+    highest = max(r["cosine"] for r in aligned["foreseen"] if r["init"] == "different")
+    assert f"({lowest:.3f} and above against {highest:.3f} at most)".replace("0.", ".") in text
+    for name, words in (
+        ("same start only", "correlation {} and"),
+        ("different start only", "and {},"),
+        ("all", ", {} over all 320"),
+    ):
+        (row,) = [r for r in aligned["correlations"] if r["students"] == name]
+        shown = f"{row['rank_correlation']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]".replace("0.", ".")
+        assert words.format(shown) in text
