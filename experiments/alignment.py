@@ -173,8 +173,9 @@ def foresee(run: Run, students: Sequence[dict], device: torch.device, n_embd: in
 
 
 def ranks(values: Sequence[float]) -> Tensor:
-    """Ranks from 0; no two values are expected to be equal."""
-    return torch.tensor(values, dtype=torch.float64).argsort().argsort().double()
+    """Ranks; equal values share their mean rank."""
+    _, which, counts = torch.tensor(values, dtype=torch.float64).unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[which]
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
@@ -182,17 +183,17 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return torch.corrcoef(torch.stack([ranks(x), ranks(y)]))[0, 1].item()
 
 
-def rank_correlation_interval(records: Sequence[dict], draws: int = 2_000) -> tuple[float, float]:
-    """95 % bootstrap over data sets (trait, teacher's seed, width): students of one teacher come and go together."""
-    units: dict[tuple, list[dict]] = {}
-    for r in records:
-        units.setdefault((r["trait"], r["teacher_seed"], r["n_embd"]), []).append(r)
-    groups, generator = list(units.values()), stream(0, "bootstrap")
+def rank_correlation_interval(x: Sequence[float], y: Sequence[float], units: Sequence) -> tuple[float, float]:
+    """95 % bootstrap over units: pairs of one unit come and go together."""
+    groups: dict = {}
+    for pair, unit in zip(zip(x, y, strict=True), units, strict=True):
+        groups.setdefault(unit, []).append(pair)
+    choices, generator = list(groups.values()), stream(0, "bootstrap")
     found = []
-    for chosen in torch.randint(len(groups), (draws, len(groups)), generator=generator).tolist():
-        drawn = [r for i in chosen for r in groups[i]]
-        found.append(rank_correlation([r["cosine"] for r in drawn], [r["transfer"] for r in drawn]))
-    low, high = torch.tensor(found, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    for chosen in torch.randint(len(choices), (2_000, len(choices)), generator=generator).tolist():
+        drawn = [pair for i in chosen for pair in choices[i]]
+        found.append(rank_correlation(*zip(*drawn, strict=True)))
+    low, high = torch.tensor(found, dtype=torch.float64).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 
@@ -211,8 +212,9 @@ def analyse(watched: Sequence[dict], foreseen: Sequence[dict]) -> dict:
         *[(f"{init} start only", [r for r in everyone if r["init"] == init]) for init in ("same", "different")],
         *[(f"{c} channels only", [r for r in everyone if r["n_embd"] == c]) for c in sorted({r["n_embd"] for r in everyone})],
     ]:
-        low, high = rank_correlation_interval(chosen)
-        rho = rank_correlation([r["cosine"] for r in chosen], [r["transfer"] for r in chosen])
+        x, y = ([r[key] for r in chosen] for key in ("cosine", "transfer"))
+        low, high = rank_correlation_interval(x, y, [(r["trait"], r["teacher_seed"], r["n_embd"]) for r in chosen])
+        rho = rank_correlation(x, y)
         correlations.append({"students": name, "n": len(chosen), "rank_correlation": rho, "ci_low": low, "ci_high": high})
     return {"summary": summary, "correlations": correlations, "records": list(watched), "foreseen": list(foreseen)}
 

@@ -1,6 +1,6 @@
 """How far does the linear picture carry: the whole trajectory, and the ceiling?
 
-    python -m experiments.trajectory            # 9 minutes on 2 CPU cores, plus the runs whose models it reads
+    python -m experiments.trajectory            # 3 minutes on 2 CPU cores, plus the runs whose models it reads
     python -m experiments.trajectory --quick    # a shorter trajectory, 2 points
 
 Theorem 1 is about one small step. Here the same first order is followed for many, with the teacher's whole displacement
@@ -39,7 +39,7 @@ import generate
 import train_student
 import train_teacher
 from experiments import lab
-from experiments.alignment import WIDTHS, other_width, rank_correlation
+from experiments.alignment import WIDTHS, other_width, rank_correlation, rank_correlation_interval
 from experiments.how_much import Unit, below, learn
 from experiments.theorem import Call, Theta, add, dot, g_times, gpt_outputs, student_loss, theta_of
 from model import GPT, NumberData, Run, command_line, encode_numbers, load_model, open_run, refusal, stream
@@ -228,11 +228,18 @@ def analyse(paths: Sequence[dict], ceilings: Sequence[dict]) -> dict:
     correlations = []
     for name in ("all", *dict.fromkeys(r["varies"] for r in ceilings)):
         group = [r for r in ceilings if name in ("all", r["varies"])]
-        at = lambda which, g=group: [r["by_damping"][str(DAMPING)][which] for r in g]  # noqa: E731
-        measured = [r["transfer"] for r in group]
-        row = {"varies": name, "n": len(group), "predicted": rank_correlation(at("predicted"), measured)}
-        correlations.append({**row, "visible": rank_correlation(at("visible"), measured)})
+        measured, units = [r["transfer"] for r in group], [(r["trait"], r["seed"], r["n_embd"]) for r in group]
+        row = {"varies": name, "n": len(group)}
+        for which in ("predicted", "visible"):
+            x = [r["by_damping"][str(DAMPING)][which] for r in group]
+            row[which], row[f"{which}_ci"] = rank_correlation(x, measured), rank_correlation_interval(x, measured, units)
+        correlations.append(row)
     return {"summary": summary, "correlations": correlations, "records": list(paths), "ceilings": list(ceilings)}
+
+
+def with_interval(row: dict, which: str) -> str:
+    low, high = row[f"{which}_ci"]
+    return f"{row[which]:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def markdown(results: dict) -> str:
@@ -257,8 +264,8 @@ def markdown(results: dict) -> str:
         results["correlations"],
         over="varies",
         points="n",
-        predicted_ceiling=lambda r: f"{r['predicted']:+.2f}",
-        visible_share=lambda r: f"{r['visible']:+.2f}",
+        predicted_ceiling=lambda r: with_interval(r, "predicted"),
+        visible_share=lambda r: with_interval(r, "visible"),
     )
     return "\n".join(lines) + "\n"
 

@@ -191,6 +191,16 @@ def test_the_rank_correlation_is_spearman_s():
     for _ in range(10):
         x, y = torch.randn(2, 20, generator=generator).tolist()
         assert alignment.rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
+        x, y = x + x[:7], y + y[:7]  # with ties, as a bootstrap makes them
+        assert alignment.rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
+
+
+def test_the_rank_correlation_s_interval_holds_the_whole_sample_s():
+    x = torch.arange(30).double()
+    y = x + 8 * torch.randn(30, generator=torch.Generator().manual_seed(0))
+    low, high = alignment.rank_correlation_interval(x.tolist(), y.tolist(), range(30))
+    assert low < alignment.rank_correlation(x.tolist(), y.tolist()) < high < 1
+    assert alignment.rank_correlation_interval(x.tolist(), x.tolist(), [i // 3 for i in range(30)]) == pytest.approx((1, 1))
 
 
 # trajectory
