@@ -292,3 +292,30 @@ def test_the_readme_s_sentences_on_the_theory_are_the_committed_results():
         (row,) = [r for r in aligned["correlations"] if r["students"] == name]
         shown = f"{row['rank_correlation']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]".replace("0.", ".")
         assert words.format(shown) in text
+
+    steps = result("trajectory")
+    at = lambda rule, s: next(r for r in steps["summary"] if (r["rule"], r["scale"]) == (rule, s))  # noqa: E731
+    smallest = [f"{at(rule, 0.01)['largest_error']:.3f}".replace("0.", ".") for rule in ("gradient descent", "AdamW")]
+    assert f"within {smallest[0]} (gradient descent) and {smallest[1]} (AdamW)" in text
+    assert at("gradient descent", 0.1)["largest_error"] < 0.02 and at("AdamW", 0.1)["largest_error"] < 0.07
+    full = at("AdamW", 1.0)
+    assert f"{full['transfer']:.2f} instead of {full['predicted']:.2f} under AdamW".replace("0.", ".") in text
+    assert f"crawls ({at('gradient descent', 1.0)['predicted']:.2f})".replace("0.", ".") in text
+    for varies in ("vocabulary", "trait", "width"):
+        (row,) = [r for r in steps["correlations"] if r["varies"] == varies]
+        low, high = (re.sub(r"(?<!\d)0\.", ".", f"{x:.2f}") for x in row["predicted_ci"])
+        assert f"{row['predicted']:.2f} [{low}, {high}]".replace("0.", ".", 1) in text
+
+    clothes, digits = result("mlp_fashion_mnist"), result("mlp")
+    bar = lambda results, name: cell(results, bar=name)["accuracy"]  # noqa: E731
+    shown = {name: f"{bar(clothes, name):.2f}".replace("0.", ".") for name in mlp.BARS}
+    own, other = "student, {} logits", "other start, {} logits"
+    assert (
+        f"{shown[own.format('auxiliary')]} of the test images, of the teacher's {shown['teacher']}, "
+        f"against {shown[other.format('auxiliary')]} from another start and {shown['reference']} untrained; "
+        f"on all logits {shown[own.format('all')]} and {shown[other.format('all')]}"
+    ) in text
+    small = [
+        f"{bar(digits, name):.2f}".replace("0.", ".") for name in ("teacher", own.format("auxiliary"), other.format("auxiliary"))
+    ]
+    assert f"{small[0]} for the teacher, {small[1]} [" in text and f"{small[2]} from another start." in text
