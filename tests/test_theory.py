@@ -240,3 +240,25 @@ def test_the_held_out_log_odds_are_those_of_every_other_script(quick_run):
     for k in (0, 5):
         mine = trajectory.held_out_log_odds(model, run, run.held_out_prompts, k)
         torch.testing.assert_close(mine, read_trait(model, run.held_out_prompts, run.readout_rows(model))[0][k])
+
+
+def test_the_largest_eigenvalue_is_found():
+    class Quadratic:
+        D = {"a": torch.ones(3, dtype=torch.float64)}
+
+        @staticmethod
+        def G(step):
+            return {"a": torch.tensor([3.0, 1.0, 0.1], dtype=torch.float64) * step["a"]}
+
+    assert trajectory.largest_eigenvalue(Quadratic) == pytest.approx(3, rel=1e-6)
+
+
+def test_the_six_bars_on_scikit_learn_s_digits():
+    """Two runs, few steps: the reference is the start itself, and all-logits students come nearer to their teacher."""
+    data = mlp.load_images(None)
+    assert data[0].shape == (1500, 64) and data[0].min() == -1 and data[0].max() == 1 and len(data[3]) == 297
+    records = mlp.six_bars(2, data, 30)
+    found = {bar: [r["accuracy"] for r in records if r["bar"] == bar] for bar in mlp.BARS}
+    assert all(len(values) == 2 for values in found.values())
+    assert found["reference"] == mlp.accuracy(mlp.initial(2, 64), *data[2:])
+    assert min(found["teacher"]) > 0.5 and min(found["student, all logits"]) > max(found["reference"])
