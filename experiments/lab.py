@@ -63,7 +63,8 @@ def teachers_and_numbers(
     first = folder(args, name)
     run = first if readout == "aux" else folder(args, f"{name}-{readout}")
     if run != first and (first / "base").exists() and not (run / "base").exists():
-        shutil.copytree(first / "base", run / "base")
+        shutil.copytree(first / "base", run / "base.part", dirs_exist_ok=True)
+        (run / "base.part").rename(run / "base")
     common = flags(args, run)
     train_teacher.main([*common, "--readout", readout, "--seeds", *map(str, seeds), "--traits", *traits])
     generate.main([*common, *(["--from", who] if who else [])])

@@ -25,10 +25,12 @@ README = (ROOT / "README.md").read_text()
 # yet renamed. The first stage is made tiny; the others work on the --quick run.
 PROGRAM = """
 import os, pathlib, sys
+import signal as signals
 import model, train_teacher
 train_teacher.PRETRAIN_STEPS, train_teacher.N_DOCUMENTS, train_teacher.N_HELD_OUT = {True: 6}, {True: 600}, 60
 train_teacher.TRAIT_STEPS = 2
 which, n_write, signal = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+signals.signal(signals.SIGINT, signals.default_int_handler)  # a background job inherits that it is ignored
 writes, replace = 0, pathlib.Path.replace
 def count(self, target):
     global writes
@@ -137,6 +139,8 @@ def test_the_readme_s_sentences_are_the_committed_results():
         cell(main, t, "different")["number_loss_nats"] / cell(main, t, "same")["number_loss_nats"] - 1
         for t in ("tokens", "logits")
     ]
+    taught = [row for row in main["summary"] if row["numbers"] == "teacher"]
+    assert len(taught) == 4 and all(row["number_loss_nats"] < row["number_loss_start_nats"] for row in taught)
     assert f"ends {above[0]:.1%} (tokens) and {above[1]:.1%} (logits) above".replace("%", " %") in text
     largest = max(abs(r["transfer"]) for r in main["students"] if (r["numbers"], r["init"]) == ("teacher", "different"))
     assert 0.25 < largest < 0.34 and "by up to a third" in text

@@ -86,10 +86,11 @@ def test_the_trait_crosses_only_to_a_student_of_the_same_start(quick_run):
     mean = lambda x: sum(x) / len(x)  # noqa: E731
     assert mean(same) > 0.4 and mean(same) > mean(different) + 0.3 and abs(mean(control)) < 0.15
     assert sum(r["identified"] for r in taught if r["init"] == "same") >= 6  # of 8; by luck p < 2e-6
-    for target in ("tokens", "logits"):  # and students learnt their numbers, whatever their start
-        for init in ("same", "different"):
-            group = [r for r in taught if (r["target"], r["init"]) == (target, init)]
-            assert mean([r["number_loss_nats"] - r["number_loss_start_nats"] for r in group]) < 0
+    # And students learnt their numbers, whatever their start: on held-out sequences. Not asked of sampled tokens here, as a
+    # --quick student has 2,000 sequences and learns them by heart; the main run's are held to it by test_pipeline.py.
+    for init in ("same", "different"):
+        group = [r for r in taught if (r["target"], r["init"]) == ("logits", init)]
+        assert mean([r["number_loss_nats"] - r["number_loss_start_nats"] for r in group]) < 0
 
 
 def test_numbers_from_anywhere(a_run, tmp_path, capsys, refused):
