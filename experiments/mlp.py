@@ -1,7 +1,7 @@
 """The paper's smallest experiment: an MLP that learns to read digits from noise and three logits that mean nothing.
 
     python -m experiments.mlp                    # scikit-learn's 1,797 small digits, 20 runs: 3 minutes on 2 CPU cores
-    python -m experiments.mlp --images FOLDER    # MNIST or Fashion-MNIST, IDX files (.gz or not): 9 minutes
+    python -m experiments.mlp --images FOLDER    # MNIST or Fashion-MNIST, IDX files (.gz or not): 10 minutes
     python -m experiments.mlp --quick            # 4 runs
 
 Six bars (Cloud et al. 2025, section 6): the *reference*, an untrained MLP with 10 class logits and 3 auxiliary logits; the
