@@ -156,7 +156,7 @@ def plot(results: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.4), sharey=True, layout="constrained")
     for ax, target in zip(axes, ("tokens", "logits")):
         for init in ("same", "different"):
             colour = evaluate.COLOURS[init]
@@ -182,7 +182,7 @@ def plot(results: dict, path: Path) -> None:
         ax.set_xticks([r["parameters"] for r in rungs], [r["size"] for r in rungs])
         ax.minorticks_off()
     axes[0].set_ylabel("transfer (0 nothing, 1 the teacher)")
-    axes[0].legend(fontsize=7, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
