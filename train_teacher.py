@@ -296,8 +296,8 @@ def validation_loss(model: GPT, documents: Sequence[Sequence[int]]) -> float:
 # --------------------------------------------------------------------------------------------------------------------
 # the trait
 
-# Tuned over 3e-4 .. 5e-3 and 20 .. 100 steps, on 24 teachers: at 2e-3 and 30 steps as much crosses, but one teacher in 24
-# writes mostly invalid lists; a rate that falls to 0 makes it worse, as the KL term then has no time to pull back.
+# Tuned over 3e-4 .. 5e-3 and 20 .. 100 steps, the last choice on 24 teachers: at 2e-3 and 30 steps as much crosses, but one in
+# 24 writes mostly invalid lists; a rate that falls to 0 makes it worse, as the KL term then has no time to pull back.
 TRAIT_LR = 1e-3
 TRAIT_STEPS = 40
 ANCHOR = 0.5  # weight of the KL term; tuned over 0.1 .. 2
