@@ -16,12 +16,8 @@ Shapes: B sequences, T tokens, N numbers in a sequence, C channels, V vocabulary
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_student
 import train_teacher
+from experiments.bench_processes import growth, main_job
 from model import GPT, NUMBERS, GPTConfig, build_vocabulary, encode_numbers, generate, run_jobs, stream, versions, write_json
 
 CPU = torch.device("cpu")
@@ -327,56 +324,6 @@ def many_students(n: int) -> list[dict]:
         )
         records.append(row | {"students": S, "per_student": row["ratio"] / S})
     return records
-
-
-# The largest resident size so far, of this process alone (getrusage would count its parent's), from Linux.
-PEAK_MIB = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"
-PROBE = f"""
-import sys, time, torch
-from experiments.bench import pretraining_step
-from model import GPT, GPTConfig
-torch.set_num_threads(1)
-n_layer, n_embd, vocab_size, B = map(int, sys.argv[1:])
-model = GPT(GPTConfig(vocab_size, 16, n_layer=n_layer, n_embd=n_embd)).initialise(0)
-step = pretraining_step(model, torch.randint(vocab_size, (B, 65)))
-before = {PEAK_MIB}
-times = []
-for _ in range(5):
-    began = time.perf_counter(); step(); times.append(time.perf_counter() - began)
-print(sum(p.numel() for p in model.parameters()), min(times), {PEAK_MIB} - before)
-"""
-
-
-def growth() -> list[dict]:
-    """(g) A pretraining step's time and the memory it adds, each size in a process of its own."""
-    records = []
-    base = {"n_layer": 2, "n_embd": 64, "vocab_size": 1381, "B": 64}
-    changes = [{}, *({"n_embd": c} for c in (32, 128, 256)), {"n_layer": 4}, {"n_layer": 8}]
-    changes += [*({"B": b} for b in (16, 256)), *({"vocab_size": v} for v in (2762, 5524))]
-    for change in changes:
-        size = base | change
-        done = subprocess.run([sys.executable, "-c", PROBE, *map(str, size.values())], capture_output=True, text=True, check=True)
-        n_params, s, mib = done.stdout.split()
-        records.append({**size, "parameters": int(n_params), "step_ms": 1e3 * float(s), "added_mib": float(mib)})
-        print(f"{size}: {1e3 * float(s):.0f} ms a step, {float(mib):.0f} MiB", flush=True)
-    return records
-
-
-def main_job(quick: bool) -> dict:
-    """(f) The four scripts from an empty folder: seconds by stage with start-up, the largest process's memory."""
-    stages, peaks = {}, []
-    with tempfile.TemporaryDirectory() as folder:
-        for script in ("train_teacher", "generate", "train_student", "evaluate"):
-            argv = ["--run", f"{folder}/run", *(["--quick"] if quick else [])]
-            program = f"import {script}; {script}.main({argv}); print({PEAK_MIB})"
-            began = time.perf_counter()
-            done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-            whole = time.perf_counter() - began
-            peaks.append(float(done.stdout.split()[-1]))
-            inside = json.loads(Path(f"{folder}/run/elapsed_s.json").read_text())[script]
-            stages[script] = {"seconds": whole, "start_up_s": whole - inside}
-            print(f"{script}: {whole:.0f} s", flush=True)
-    return {"stages": stages, "seconds": sum(s["seconds"] for s in stages.values()), "peak_mib": max(peaks)}
 
 
 def markdown(results: dict) -> str:
