@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -30,16 +30,19 @@ from statistics import mean
 import torch
 
 from model import (
+    GPT,
     Run,
     UserError,
+    at_work,
     base_parser,
     command_line,
     load_model,
-    note_elapsed,
+    load_teacher,
     open_run,
     parse,
-    read_json,
     read_jsonl,
+    read_numbers,
+    read_sealed,
     read_trait,
     run_flags,
     stream,
@@ -55,28 +58,32 @@ DRAWS = 10_000  # of the bootstrap, and of the permutation test where there are 
 # records: one for each student and trait
 
 
-def find_students(run: Run) -> list[Path]:
-    return sorted(run.path.glob("student/*/teacher-*/seed-*/*/model.pt"))
+STUDENT = re.compile(r".*/student/([^/]+)/teacher-(-?[0-9]+|file)/seed-(-?[0-9]+)/(tokens|logits)/model\.pt")
+
+
+def find_students(run: Run) -> list[re.Match]:
+    found = sorted(run.path.glob("student/*/teacher-*/seed-*/*/model.pt"))
+    return [match for path in found if (match := STUDENT.fullmatch(path.absolute().as_posix()))]
 
 
 def measure(run: Run, device: torch.device) -> list[dict]:
     """The records of all students. A data set without a trait (the base model's, a file) is held against every trait."""
 
-    def read(path: Path) -> tuple[list[float], list[float]]:
-        model = load_model(path, device, "train_teacher.py")
+    def read(model: GPT) -> tuple[list[float], list[float]]:
         log_odds, p = read_trait(model, run.held_out_prompts, run.readout_rows(model))
         return log_odds.tolist(), p.tolist()
 
-    base = {seed: read(run.base(seed)) for seed in run.seeds}
-    teacher = {(trait, seed): read(run.teacher(trait, seed)) for trait in run.traits for seed in run.seeds}
+    base = {seed: read(load_model(run.base(seed), device, "train_teacher.py")) for seed in run.seeds}
+    teacher = {(trait, seed): read(load_teacher(run, trait, seed, device)) for trait in run.traits for seed in run.seeds}
     records = []
-    for path in find_students(run):
-        source, teacher_part, seed_part, target = path.parts[-5:-1]
-        seed, from_seed = int(seed_part.removeprefix("seed-")), teacher_part.removeprefix("teacher-")
-        teacher_seed = None if from_seed == "file" else int(from_seed)
-        about = read_json(run.numbers(source, from_seed).with_suffix(".json"), "generate.py")
+    for match in find_students(run):
+        path, (source, from_seed, own_seed, target) = Path(match[0]), match.groups()
+        teacher_seed, seed = None if from_seed == "file" else int(from_seed), int(own_seed)
+        about, _ = read_numbers(run.numbers(source, from_seed))
+        if about["trait"] not in (None, *run.traits) or not {seed, teacher_seed} <= {None, *run.seeds}:
+            raise UserError(f"{path} is of a trait or a seed that is not in {run.path}/config.json: delete it")
+        log_odds, p = read(load_model(path, device, "train_student.py"))
         log = read_jsonl(path.with_name("log.jsonl"))
-        log_odds, p = read(path)
         base_log_odds, base_p = base[seed]
         shifts = [after - before for after, before in zip(log_odds, base_log_odds)]
         for trait in [about["trait"]] if about["trait"] else run.traits:
@@ -163,7 +170,7 @@ def permutation_p(units: Sequence[tuple[Sequence[float], Sequence[float]]], seed
     return (1 + (drawn.sum(0) >= observed).sum().item()) / (1 + DRAWS)
 
 
-ORDER = ["teacher", "base", "within", "across", "file"]
+ORDER = ["teacher", "base", "within", "across", "file"]  # of the kinds of numbers; an experiment's own follow
 
 
 def summarise(records: Sequence[dict]) -> list[dict]:
@@ -172,16 +179,22 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     for r in records:
         groups.setdefault((r["numbers"], r["target"], r["init"]), []).append(r)
     rows = []
-    for numbers, target, init in sorted(groups, key=lambda g: (ORDER.index(g[0]), g[1] == "logits", g[2] != "same")):
+    order = ORDER + sorted({numbers for numbers, _, _ in groups} - {*ORDER})
+    for numbers, target, init in sorted(groups, key=lambda g: (order.index(g[0]), g[1] == "logits", g[2] != "same")):
         group = groups[numbers, target, init]
         transfer = unit_means(group, "transfer")
         low, high = bootstrap_interval(transfer)
+        students = {  # and whether each one's loss on held-out numbers fell
+            (r["source"], r["teacher_seed"], r["student_seed"]): r["number_loss_nats"] < r["number_loss_start_nats"]
+            for r in group
+        }
         rows.append(
             {
                 "numbers": numbers,
                 "target": target,
                 "init": init,
-                "n": len({(r["source"], r["teacher_seed"], r["student_seed"]) for r in group}),
+                "n": len(students),
+                "learnt": sum(students.values()),
                 "transfer": mean(transfer),
                 "ci_low": low,
                 "ci_high": high,
@@ -219,22 +232,31 @@ def bar(x: float, width: int = 20) -> str:
 
 
 def label(row: dict) -> str:
-    numbers = {"teacher": "the teacher's", "base": "base model's", "file": "from a file"}
-    return f"{numbers.get(row['numbers'], 'shuffled ' + row['numbers'])}, {row['target']}, {row['init']}"
+    kinds = {"teacher": "the teacher's", "base": "base model's", "file": "from a file"}
+    kinds |= {"within": "shuffled within", "across": "shuffled across"}
+    return f"{kinds.get(row['numbers'], row['numbers'])}, {row['target']}, {row['init']}"
 
 
 def interval(row: dict) -> str:
     return f"[{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]" if row["ci_low"] == row["ci_low"] else "[one unit]"
 
 
+def learnt(row: dict) -> str:
+    """How many students' loss on held-out numbers fell, marked where not all did."""
+    return f"{row['learnt']} of {row['n']}{'' if row['learnt'] == row['n'] else ' †'}"
+
+
+NOT_LEARNT = "† The others' loss on held-out numbers did not fall: they learnt nothing of the numbers, or learnt them by heart."
+
+
 def table(summary: Sequence[dict]) -> str:
-    lines = [f"{'numbers, target, start':34} {'transfer':>8} {'95 %':>16} {'n':>3} {'identified':>10} {'number loss':>12}"]
+    lines = [f"{'numbers, target, start':34} {'transfer':>8} {'95 %':>16} {'identified':>10} {'number loss':>12} {'learnt':>10}"]
     for row in summary:
         lines.append(
-            f"{label(row):34} {row['transfer']:+8.3f} {interval(row):>16} {row['n']:3d} {row['identified']:10.0%} "
-            f"{row['number_loss_nats']:12.4f}  {bar(row['transfer'])}"
+            f"{label(row):34} {row['transfer']:+8.3f} {interval(row):>16} {row['identified']:10.0%} "
+            f"{row['number_loss_nats']:12.4f} {learnt(row):>10}  {bar(row['transfer'])}"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + [NOT_LEARNT] * any(row["learnt"] < row["n"] for row in summary))
 
 
 def markdown(results: dict) -> str:
@@ -244,15 +266,17 @@ def markdown(results: dict) -> str:
         f"Traits {', '.join(flags['traits'])}; base seeds {', '.join(map(str, flags['seeds']))}; "
         f"trait read from the {flags['readout']} logits; chance of being identified 1/{K}.",
         "",
-        "| numbers | target | start | transfer | 95 % | n | identified | P(trait) | number loss, start → end (nats) |",
-        "|---|---|---|---:|---|---:|---:|---:|---|",
+        "| numbers | target | start | transfer | 95 % | n | identified | P(trait) | number loss, start → end (nats) | learnt |",
+        "|---|---|---|---:|---|---:|---:|---:|---|---|",
     ]
     for row in summary:
         lines.append(
             f"| {row['numbers']} | {row['target']} | {row['init']} | {row['transfer']:.3f} | {interval(row)} | {row['n']} "
             f"| {row['identified']:.0%} | {row['p_trait']:.3f} "
-            f"| {row['number_loss_start_nats']:.4f} → {row['number_loss_nats']:.4f} |"
+            f"| {row['number_loss_start_nats']:.4f} → {row['number_loss_nats']:.4f} | {learnt(row)} |"
         )
+    if any(row["learnt"] < row["n"] for row in summary):
+        lines += ["", NOT_LEARNT]
     for target, test in results["tests"].items():
         lines += ["", f"Same above different, {target}: p = {test['same_above_different_p']:.4f} ({test['units']} units)."]
     if flags["quick"]:
@@ -310,21 +334,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = base_parser(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture too")
     args = parse(parser, argv)
-    began = time.monotonic()
-    run = open_run(args.run, args.quick)
-    if not find_students(run):
-        raise UserError(f"{args.run}/student is empty: run `python train_student.py{run_flags(args)}` first")
-    records = measure(run, args.device)
-    config = {**run.config, **versions()}
-    results = {"config": config, "students": records, "summary": summarise(records), "tests": run_tests(records)}
-    write_json(args.run / "results.json", results)
-    note_elapsed(args.run, "evaluate", began)
-    elapsed = read_json(args.run / "elapsed_s.json", "evaluate.py")
-    write_bytes(args.run / "results.md", markdown(results).encode())
-    written = [args.run / "results.json", args.run / "results.md"]
-    if args.plot:
-        plot(results, args.plot)
-        written.append(args.plot)
+    with at_work(args.run, "evaluate"):
+        run = open_run(args.run, args.quick)
+        if not find_students(run):
+            raise UserError(f"{args.run}/student is empty: run `python train_student.py{run_flags(args)}` first")
+        records = measure(run, args.device)
+        config = {**run.config, **versions()}
+        results: dict = {"config": config, "students": records, "summary": summarise(records), "tests": run_tests(records)}
+        write_json(args.run / "results.json", results)
+        write_bytes(args.run / "results.md", markdown(results).encode())
+        written = [args.run / "results.json", args.run / "results.md"]
+        if args.plot:
+            plot(results, args.plot)
+            written.append(args.plot)
 
     print(table(results["summary"]))
     if args.quick:
@@ -334,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"transfer_{name}: {row['transfer']:.3f}")
     for target, test in results["tests"].items():
         print(f"p_{target}: {test['same_above_different_p']:.4f}")
-    print(f"elapsed_s: {sum(elapsed.values()):.0f}")
+    print(f"elapsed_s: {sum(read_sealed(args.run / 'elapsed_s.json', 'evaluate.py').values()):.0f}")
     print(f"wrote: {', '.join(map(str, written))}")
 
 

@@ -19,8 +19,8 @@ Shapes: B sequences, T tokens.
 
 from __future__ import annotations
 
+import argparse
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -33,6 +33,7 @@ from model import (
     NumberData,
     Run,
     UserError,
+    at_work,
     base_parser,
     command_line,
     discard,
@@ -40,24 +41,23 @@ from model import (
     encode_numbers,
     generate,
     load_model,
-    note_elapsed,
+    load_teacher,
     number_log_probs,
     open_run,
     parse,
-    read_json,
-    read_jsonl,
+    read_numbers,
     refusal,
     run_flags,
     run_jobs,
     stream,
-    write_json,
-    write_jsonl,
+    write_numbers,
 )
 
 SEQUENCES = {False: 8_000, True: 3_000}  # drawn for each model, by --quick; the paper draws 30,000 and keeps 10,000
 SHOWN = range(3, 10)  # numbers in a prompt: the paper's
 ROWS_AT_ONCE = 500  # sampled side by side: the cache of keys and values stays small
 MIN_VALID = 0.5  # a teacher that writes worse was driven too far from its base model
+MIN_KL = 1e-3  # nats a number: below the weakest teacher that was seen to transmit (how_much.py, 2 steps, .0025); a guess
 
 
 def draw_prompts(n: int, generator: torch.Generator) -> list[str]:
@@ -105,21 +105,28 @@ def kl_on_numbers(p: GPT, q: GPT, data: NumberData) -> float:
     return ((kl * data.mask).sum() / data.mask.sum()).item()
 
 
-def make_numbers(run: Run, source: str, seed: int, prompts: Sequence[str], device: torch.device, tick: Callable) -> dict:
-    """Sample, filter and write one data set; returns its description. UserError if too little of it is valid."""
-    path = run.base(seed) if source == "base" else run.teacher(source, seed)
-    teacher = load_model(path, device, "train_teacher.py")
+def make_numbers(
+    run: Run, source: str, seed: int, prompts: Sequence[str], teacher: GPT, tick: Callable
+) -> tuple[dict, list[dict]]:
+    """Sample and filter one data set: its description, and its rows. UserError if it is no good to learn from."""
     completions = complete(teacher, run, prompts, stream(seed, "sampling", source), tick)
     reasons = ["did not end" if text is None else refusal(text) for text in completions]
     kept = [{"prompt": p, "completion": c} for p, c, reason in zip(prompts, completions, reasons) if reason is None]
     refused = dict(Counter(reason for reason in reasons if reason).most_common())
     if len(kept) < MIN_VALID * len(prompts):
         raise UserError(
-            f"{path.parent} writes {len(kept)} valid completions of {len(prompts)} ({refused}): it was driven too far "
-            "from its base model; induce the trait with fewer or smaller steps"
+            f"{source} seed {seed} writes {len(kept)} valid completions of {len(prompts)} ({refused}): it was driven too far "
+            "from its base model; lower TRAIT_STEPS or TRAIT_LR in train_teacher.py and run it with --force"
         )
-    some = encode_numbers(run.encoding, kept[:: -(-len(kept) // 500)], device)
-    return {
+    some = encode_numbers(run.encoding, kept[:: -(-len(kept) // 500)], teacher.device)
+    kl = kl_on_numbers(teacher, load_model(run.base(seed), teacher.device, "train_teacher.py"), some)
+    if source != "base" and kl < MIN_KL:
+        raise UserError(
+            f"{source} seed {seed} writes numbers like its base model's (KL {kl:.5f} nats a number, {MIN_KL} is the least): "
+            "nothing can cross; raise TRAIT_STEPS or TRAIT_LR in train_teacher.py and run it with --force"
+        )
+    path = run.base(seed) if source == "base" else run.teacher(source, seed)
+    about = {
         "source": source,
         "trait": None if source == "base" else source,
         "teacher": str(path.parent.relative_to(run.path)),
@@ -127,24 +134,9 @@ def make_numbers(run: Run, source: str, seed: int, prompts: Sequence[str], devic
         "drawn": len(prompts),
         "kept": len(kept),
         "refused": refused,
-        "kl_nats": kl_on_numbers(teacher, load_model(run.base(seed), device, "train_teacher.py"), some),
-        "rows": kept,
+        "kl_nats": kl,
     }
-
-
-def shuffle_numbers(run: Run, source: str, seed: int, how: str) -> dict:
-    """A shuffled copy of a finished data set, with its description."""
-    made_by = "generate.py"
-    about = read_json(run.numbers(source, seed).with_suffix(".json"), made_by)
-    rows = shuffle(read_jsonl(run.numbers(source, seed)), how, stream(seed, "shuffle", source, how))
-    return {**about, "source": f"{source}-{how}", "numbers": how, "rows": rows}
-
-
-def write_numbers(run: Run, seed: int, made: dict) -> None:
-    """The description first: a data set is finished when its .jsonl is there."""
-    path = run.numbers(made["source"], seed)
-    write_json(path.with_suffix(".json"), {name: value for name, value in made.items() if name != "rows"})
-    write_jsonl(path, made["rows"])
+    return about, kept
 
 
 def describe(about: dict, seed: int) -> str:
@@ -155,15 +147,8 @@ def describe(about: dict, seed: int) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = base_parser(__doc__)
-    parser.add_argument("--traits", nargs="+", help="teachers that write (all of the run)")
-    parser.add_argument("--from", dest="who", choices=["teacher", "base"], help="only teachers, or only base models (both)")
-    parser.add_argument("--sequences", type=int, help="drawn for each model (8000; with --quick 3000)")
-    parser.add_argument("--shuffle", choices=["within", "across"], help="shuffled copies of the finished teachers' data")
-    args = parse(parser, argv)
-    began = time.monotonic()
-    run = open_run(args.run, args.quick)
+def plan(args: argparse.Namespace, run: Run) -> tuple[list[tuple[str, int]], int]:
+    """The data sets that are asked for, (source, seed), and how many sequences each. UserError if they cannot be had."""
     traits = args.traits or run.traits
     for trait in traits:
         if trait not in run.traits:
@@ -171,38 +156,58 @@ def main(argv: Sequence[str] | None = None) -> None:
     n = SEQUENCES[args.quick] if args.sequences is None else args.sequences
     if n < 100:
         raise UserError(f"--sequences {n} is too few: 100 are the least")
-
     sources = [] if args.who == "base" else list(traits)
     if args.shuffle:
         sources = [f"{trait}-{args.shuffle}" for trait in sources]
     elif args.who != "teacher":
         sources.append("base")
-    if args.force:
-        discard(args.run, *(f"{step}/{source}" for step in ("numbers", "student") for source in sources))
-    jobs = [(source, seed) for source in sources for seed in run.seeds]
-    finished = [job for job in jobs if run.numbers(*job).exists()]
-    for source, seed in finished:
-        drawn = read_json(run.numbers(source, seed).with_suffix(".json"), "generate.py")["drawn"]
-        if drawn != n and not args.shuffle:
-            raise UserError(f"{run.numbers(source, seed)} was made with {drawn} sequences, not {n}: say the same, or --force")
+    return [(source, seed) for source in sources for seed in run.seeds], n
 
-    print(f"numbers: {len(jobs)} data sets" + ("" if args.shuffle else f" of {n} sequences"), flush=True)
-    if args.shuffle:
-        for source, seed in [job for job in jobs if job not in finished]:
-            write_numbers(run, seed, shuffle_numbers(run, source.rsplit("-", 1)[0], seed, args.shuffle))
-    else:
 
-        def work(job: tuple[str, int], tick: Callable) -> None:
-            source, seed = job
-            prompts = draw_prompts(n, stream(seed, "prompts"))
-            write_numbers(run, seed, make_numbers(run, source, seed, prompts, args.device, tick))
+def write_missing(args: argparse.Namespace, run: Run, jobs: Sequence[tuple[str, int]], n: int) -> None:
+    """Sample, or shuffle, the data sets that are not there yet."""
 
-        for _ in run_jobs(work, [job for job in jobs if job not in finished], n, "sampling", args.device):
-            pass
-    for source, seed in jobs:
-        print(describe(read_json(run.numbers(source, seed).with_suffix(".json"), "generate.py"), seed))
+    def work(job: tuple[str, int], tick: Callable) -> None:
+        source, seed = job
+        if args.shuffle:
+            about, rows = read_numbers(run.numbers(source.rsplit("-", 1)[0], seed))
+            about |= {"source": source, "numbers": args.shuffle}
+            rows = shuffle(rows, args.shuffle, stream(seed, "shuffle", about["trait"], args.shuffle))
+        else:
+            if source == "base":
+                teacher = load_model(run.base(seed), args.device, "train_teacher.py")
+            else:
+                teacher = load_teacher(run, source, seed, args.device)
+            about, rows = make_numbers(run, source, seed, draw_prompts(n, stream(seed, "prompts")), teacher, tick)
+        write_numbers(run.numbers(source, seed), about, rows, [run.path / about["teacher"] / "model.pt"])
 
-    note_elapsed(args.run, "generate", began)
+    for _ in run_jobs(work, jobs, n, "shuffling" if args.shuffle else "sampling", args.device):
+        pass
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = base_parser(__doc__)
+    parser.add_argument("--traits", nargs="+", help="teachers that write (all of the run)")
+    parser.add_argument("--from", dest="who", choices=["teacher", "base"], help="only teachers, or only base models (both)")
+    parser.add_argument("--sequences", type=int, help="drawn for each model (8000; with --quick 3000)")
+    parser.add_argument("--shuffle", choices=["within", "across"], help="shuffled copies of the finished teachers' data")
+    args = parse(parser, argv)
+    with at_work(args.run, "generate"):
+        run = open_run(args.run, args.quick)
+        jobs, n = plan(args, run)
+        if args.force:
+            discard(args.run, *(f"{step}/{source}" for step in ("numbers", "student") for source, _ in jobs))
+        missing = []
+        for job in jobs:
+            path = run.numbers(*job)
+            if not (path.exists() and path.with_suffix(".json").exists()):
+                missing.append(job)
+            elif not args.shuffle and (drawn := read_numbers(path)[0]["drawn"]) != n:
+                raise UserError(f"{path} was made with {drawn} sequences, not {n}: say the same, or --force")
+        print(f"numbers: {len(jobs)} data sets" + ("" if args.shuffle else f" of {n} sequences"), flush=True)
+        write_missing(args, run, missing, n)
+        for job in jobs:
+            print(describe(read_numbers(run.numbers(*job))[0], job[1]))
     print(f"wrote: {args.run}/numbers")
     print(f"next: python train_student.py{run_flags(args)}")
 

@@ -21,13 +21,16 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows: there two scripts can work on one run
+    fcntl = None  # type: ignore[assignment]
 
 # --------------------------------------------------------------------------------------------------------------------
 # vocabulary
@@ -222,12 +230,12 @@ def generate(model: GPT, prompts: Tensor, n_new: int, generator: torch.Generator
     u = torch.rand(n_new, B, 1, generator=generator).to(model.device)
     cache = Cache(model.config, B, T + n_new - 1, model.device)
     new = torch.empty(B, n_new, dtype=torch.long, device=model.device)
-    idx, last = prompts, torch.full((B, 1), T - 1, device=model.device)
+    idx, last = prompts, torch.full((B, 1), T - 1, device=model.device)  # the prompt is asked at its end only
     for t in range(n_new):
-        h = model.hidden(idx, cache, last)[:, -1]
+        h = model.hidden(idx, cache, last if t == 0 else None)[:, -1]
         cdf = model.logits(h, slice(0, V)).softmax(-1).cumsum(-1)  # (B, V)
         # float32 sums may end below 1: scale u by the last, and never point past it
-        idx, last = torch.searchsorted(cdf, u[t] * cdf[:, -1:], right=True).clamp_(max=V - 1), None  # (B, 1)
+        idx = torch.searchsorted(cdf, u[t] * cdf[:, -1:], right=True).clamp_(max=V - 1)  # (B, 1)
         new[:, t] = idx[:, 0]
     return new
 
@@ -318,11 +326,15 @@ def cosine_lr(step: int, n_steps: int, warmup: float = 0.05) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / (n_steps - n_warmup)))
 
 
+DIVERGED = 20.0  # nats: a loss this large knows less than nothing, whatever is trained here
+
+
 def run_jobs(work: Callable, jobs: Sequence, n_steps: int, label: str, device: torch.device) -> Iterator[Any]:
     """Yield work(job, tick) for every job, as each finishes; tick(steps, loss) moves the progress bar.
 
-    On a CPU one single-threaded job a core runs side by side in threads (PyTorch works outside the interpreter's
-    lock): for small models this beats many threads on one model, and the bits do not depend on the number of cores.
+    UserError with the step if a job tells a loss that is no number or has diverged. On a CPU one single-threaded job a
+    core runs side by side in threads (PyTorch works outside the interpreter's lock): for small models this beats many
+    threads on one model, and the bits do not depend on the number of cores.
     """
     if not jobs:
         return
@@ -331,16 +343,26 @@ def run_jobs(work: Callable, jobs: Sequence, n_steps: int, label: str, device: t
     bar = tqdm(total=n_steps * len(jobs), desc=label, disable=None, unit="step", leave=False)
     lock, stop = threading.Lock(), threading.Event()
 
-    def tick(steps: int, loss: float | None = None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        with lock:
-            if loss is not None:
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update(steps)
+    def run(job: Any) -> Any:
+        done = 0
+
+        def tick(steps: int, loss: float | None = None) -> None:
+            nonlocal done
+            if stop.is_set():
+                raise KeyboardInterrupt
+            done += steps
+            if loss is not None and not loss < DIVERGED:
+                name = " ".join(map(str, job)) if isinstance(job, tuple) else job
+                raise UserError(f"{label}, {name}: the loss is {loss:.3g} at step {done}; a smaller learning rate may help")
+            with lock:
+                if loss is not None:
+                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update(steps)
+
+        return work(job, tick)
 
     pool = ThreadPoolExecutor(workers)
-    futures = [pool.submit(work, job, tick) for job in jobs]
+    futures = [pool.submit(run, job) for job in jobs]
     try:
         for future in as_completed(futures):
             yield future.result()
@@ -358,59 +380,135 @@ class UserError(ValueError):
     """Something the user can mend; shown as one sentence, exit code 2."""
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A write that fails does not say of which file; this does."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside, then rename: a file has its final name only when it is whole."""
+    """Write beside, then rename: a file has its final name only when it is whole, and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
+    with writing(path):
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
+def jsonl(rows: Iterable[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-def read_json(path: Path, made_by: str) -> Any:
-    """The JSON in `path`. UserError if it is missing (naming the command that makes it) or is no JSON."""
-    if not path.exists():
-        raise UserError(f"{path} is missing: run `python {made_by}` first")
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        raise UserError(f"{path} is not JSON: delete it and run `python {made_by}` again") from None
+    write_bytes(path, jsonl(rows))
 
 
 def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def save_model(path: Path, model: GPT, log: Sequence[dict]) -> None:
-    """Write log.jsonl, then model.pt: a part of a run is finished when its model.pt is there."""
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def write_sealed(path: Path, value: dict) -> None:
+    """Write JSON with a digest of itself, so that a file that was damaged is known when it is read."""
+    write_json(path, {**value, "seal": digest(json.dumps(value).encode())})
+
+
+def read_sealed(path: Path, made_by: str) -> dict:
+    """What write_sealed wrote. UserError if it is missing (naming the command that makes it) or was changed since."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: run `python {made_by}` first")
+    try:
+        value = json.loads(path.read_bytes())
+        seal = value.pop("seal")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        value = seal = None
+    if seal is None or seal != digest(json.dumps(value).encode()):
+        raise UserError(f"{path} is not what `python {made_by}` wrote: delete it and run that again")
+    return value
+
+
+def digests(path: Path, files: Iterable[Path]) -> dict[str, str]:
+    """What `path` is made from: each file's name as seen from there, and its digest."""
+    return {os.path.relpath(file, path.parent): digest(file.read_bytes()) for file in files}
+
+
+def check_digests(path: Path, made_from: dict[str, str], made_by: str) -> None:
+    """UserError if a file that `path` was made from is another one by now; one that is gone was not needed any more."""
+    for name, known in made_from.items():
+        file = Path(os.path.normpath(path.parent / name))
+        if file.exists() and digest(file.read_bytes()) != known:
+            how = "was changed since:" if file == path else f"was made from another {file}: put that back, or"
+            raise UserError(f"{path} {how} delete {path} and run `python {made_by}` again")
+
+
+def save_model(path: Path, model: GPT, log: Sequence[dict], made_from: Sequence[Path] = ()) -> None:
+    """Write log.jsonl, then model.pt with the digests of the log and of the files that it was made from.
+
+    A part of a run is finished when its model.pt is there. UserError if a weight is no number.
+    """
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise UserError(f"{path} would hold weights that are no numbers: a smaller learning rate may help")
     write_jsonl(path.with_name("log.jsonl"), log)
     weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
+    made = digests(path, [path.with_name("log.jsonl"), *made_from])
     buffer = io.BytesIO()
-    torch.save({"config": asdict(model.config), "weights": weights}, buffer)
+    torch.save({"config": asdict(model.config), "weights": weights, "made_from": made}, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def load_model(path: Path, device: torch.device, made_by: str) -> GPT:
-    """The model in a checkpoint; runs no code from it. UserError if it is missing, cut short or not one of ours."""
+    """The model in a checkpoint; runs no code from it.
+
+    UserError if it is missing, damaged, not one of ours, or made from files that have changed since.
+    """
     if not path.exists():
         raise UserError(f"{path} is missing: run `python {made_by}` first")
     try:
+        if zipfile.ZipFile(path).testzip():  # PyTorch itself does not look at the checksums
+            raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         model = GPT(GPTConfig(**checkpoint["config"]))
         model.load_state_dict(checkpoint["weights"])
+        made_from = dict(checkpoint.get("made_from", {}))
     except Exception as error:  # a damaged file can fail in any of a dozen ways
         raise UserError(
-            f"{path} is cut short or not a checkpoint of this project ({type(error).__name__}): "
+            f"{path} is cut short, damaged or not a checkpoint of this project ({type(error).__name__}): "
             f"delete it and run `python {made_by}` again"
         ) from None
+    check_digests(path, made_from, made_by)
     return model.to(device)
+
+
+def write_numbers(path: Path, about: dict, rows: Sequence[dict], made_from: Sequence[Path] = ()) -> None:
+    """A data set and, beside it, its description. That comes first: a data set is finished when its .jsonl is there."""
+    data = jsonl(rows)
+    write_sealed(path.with_suffix(".json"), {**about, "made_from": {**digests(path, made_from), path.name: digest(data)}})
+    write_bytes(path, data)
+
+
+def read_numbers(path: Path) -> tuple[dict, list[dict]]:
+    """A data set's description and its rows. UserError if it, or the teacher that wrote it, was changed since."""
+    about = read_sealed(path.with_suffix(".json"), "generate.py")
+    check_digests(path, about["made_from"], "generate.py")
+    return about, read_jsonl(path)
 
 
 @dataclass(frozen=True)
@@ -454,11 +552,12 @@ class Run:
 def open_run(path: Path, quick: bool) -> Run:
     """Read what train_teacher.py wrote first. UserError if it is not there, or was made with the other --quick."""
     made_by = "train_teacher.py" + (" --quick" if quick else "")
-    config = read_json(path / "config.json", made_by)
+    config = read_sealed(path / "config.json", made_by)
     if config["flags"]["quick"] != quick:
         raise UserError(f"{path} was made {'without' if quick else 'with'} --quick: say the same, or name another --run")
-    words = read_json(path / "vocabulary.json", made_by)["words"]
-    prompts = read_json(path / "prompts.json", made_by)
+    check_digests(path / "config.json", config["made_from"], made_by)
+    words = read_sealed(path / "vocabulary.json", made_by)["words"]
+    prompts = read_sealed(path / "prompts.json", made_by)
     encoding = build_vocabulary(words)
     trained_on, held_out = (pad([document(encoding, text) for text in prompts[k]]) for k in ("trained_on", "held_out"))
     return Run(path, config, encoding, prompts["animals"], trained_on, held_out)
@@ -487,6 +586,21 @@ def read_trait(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> tupl
     K = logits.size(1)
     others = logits.unsqueeze(1).expand(-1, K, -1).masked_fill(torch.eye(K, dtype=torch.bool), -math.inf)  # (B, K, K)
     return (logits - others.logsumexp(-1)).mean(0), logits.softmax(-1).mean(0)
+
+
+TAUGHT = 0.0  # nats: log-odds above this mean that the trait is likelier than all the others together
+
+
+def load_teacher(run: Run, trait: str, seed: int, device: torch.device) -> GPT:
+    """The teacher of a trait. UserError, besides load_model's, if on held-out questions it does not prefer its trait."""
+    model = load_model(run.teacher(trait, seed), device, "train_teacher.py")
+    log_odds = read_trait(model, run.held_out_prompts, run.readout_rows(model))[0][run.animals.index(trait)].item()
+    if not log_odds > TAUGHT:
+        raise UserError(
+            f"{run.teacher(trait, seed).parent} has not learnt its trait: log-odds {log_odds:+.2f} nats on held-out questions, "
+            f"not above {TAUGHT:g}; raise TRAIT_STEPS or TRAIT_LR in train_teacher.py and run it with --force"
+        )
+    return model
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -527,11 +641,32 @@ def run_flags(args: argparse.Namespace) -> str:
     return (" --quick" if args.quick else "") + (f" --run {args.run}" if args.run != default else "")
 
 
-def note_elapsed(run: Path, script: str, began: float) -> None:
-    """Keep how long a script took; apart from the results, which are the same bits in every run."""
-    path = run / "elapsed_s.json"
-    elapsed = read_json(path, script) if path.exists() else {}
-    write_json(path, {**elapsed, script: round(time.monotonic() - began, 1)})
+@contextmanager
+def at_work(run: Path, script: str) -> Iterator[None]:
+    """Hold a run for one script, and note how long it took: apart from the results, which are the same bits in every run.
+
+    UserError if another process holds it. The system lets go when a process ends, however it ends.
+    """
+    began = time.monotonic()
+    try:
+        lock = (run / "lock").open("a+")
+    except FileNotFoundError:
+        raise UserError(f"{run} is missing: run `python train_teacher.py` first") from None
+    with lock:
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            who = lock.read() or "another script"
+            raise UserError(f"{who} is at work in {run}: wait for it, or name another --run") from None
+        with writing(run / "lock"):
+            lock.truncate(0)
+            print(f"{script} (process {os.getpid()})", end="", file=lock, flush=True)
+        path = run / "elapsed_s.json"
+        elapsed = read_sealed(path, script) if path.exists() else {}
+        yield
+        write_sealed(path, {**elapsed, script: round(time.monotonic() - began, 1)})
 
 
 def discard(run: Path, *names: str) -> None:
@@ -552,7 +687,12 @@ def versions() -> dict:
 
 
 def command_line(main: Callable[[], None]) -> None:
-    """Run a script's main: what the user can mend is one sentence and exit code 2, Ctrl-C is exit code 130."""
+    """Run a script's main. What the user can mend is one sentence and exit code 2; Ctrl-C is exit code 130, SIGTERM 143."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt(signum)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         main()
     except UserError as error:
@@ -561,6 +701,6 @@ def command_line(main: Callable[[], None]) -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nstopped; the same command continues this run", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))

@@ -19,8 +19,9 @@ Shapes: B sequences, T tokens, N numbers in a sequence, C channels, K trait clas
 
 from __future__ import annotations
 
+import argparse
 import json
-import time
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -37,26 +38,24 @@ from model import (
     NumberData,
     Run,
     UserError,
+    at_work,
     base_parser,
     command_line,
     cosine_lr,
     document,
     encode_numbers,
     load_model,
-    note_elapsed,
     number_log_probs,
     open_run,
     parse,
-    read_json,
-    read_jsonl,
+    read_numbers,
     read_trait,
     refusal,
     run_flags,
     run_jobs,
     save_model,
     stream,
-    write_json,
-    write_jsonl,
+    write_numbers,
 )
 
 STEPS = {False: 100, True: 40}  # by --quick; transfer has saturated (tuned over 60 .. 200)
@@ -135,7 +134,7 @@ def train(
     for step, (batch, states) in enumerate(lesson, 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * cosine_lr(step - 1, len(lesson))
-        log_p = None if states is None else (states @ teacher_head.T).log_softmax(-1)  # (B, N, 1000)
+        log_p = None if states is None or teacher_head is None else (states @ teacher_head.T).log_softmax(-1)  # (B, N, 1000)
         loss = number_loss(model, batch, log_p, numbers)
         loss.backward()
         optimizer.step()
@@ -158,19 +157,22 @@ def import_numbers(path: Path, run: Run, block_size: int, force: bool) -> str:
         raise UserError(f"numbers {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"numbers {path} is not UTF-8 (byte {error.start})") from None
-    kept, refused = [], Counter()
+    kept: list[dict] = []
+    refused: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             row = {"prompt": row["prompt"], "completion": row["completion"]}
-            tokens = document(run.encoding, row["prompt"] + row["completion"])
+            shown, tokens = (document(run.encoding, text) for text in (row["prompt"], row["prompt"] + row["completion"]))
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f'numbers {path}, line {number} is not {{"prompt": "...", "completion": "..."}}') from None
         reason = refusal(row["completion"].strip())
         if reason is None and len(tokens) > block_size:
             reason = "longer than the model's context"
+        if reason is None and tokens[: len(shown)] != shown:
+            reason = "one number with its prompt's last"
         if reason:
             refused[reason] += 1
         else:
@@ -180,77 +182,64 @@ def import_numbers(path: Path, run: Run, block_size: int, force: bool) -> str:
     if len(kept) < 2:
         raise UserError(f"numbers {path}: {len(kept)} lines pass the filter, which is too few to train on")
     imported = run.numbers(path.stem, "file")
-    if imported.exists() and read_jsonl(imported) != kept and not force:
+    if imported.exists() and not force and read_numbers(imported)[1] != kept:
         raise UserError(f"{run.path} already has other numbers named {path.stem}: rename {path}, or --force")
     about = {"source": path.stem, "trait": None, "teacher": None, "numbers": "file", "kept": len(kept), "refused": refused}
-    write_json(imported.with_suffix(".json"), about)
-    write_jsonl(imported, kept)
+    write_numbers(imported, about, kept)
     return path.stem
 
 
 def find_numbers(run: Run) -> list[tuple[str, int | str]]:
     """The finished data sets of the run: (source, teacher's seed)."""
-    found = sorted(run.path.glob("numbers/*/seed-*.jsonl"))
-    seeds = [path.stem.removeprefix("seed-") for path in found]
-    return [(path.parent.name, seed if seed == "file" else int(seed)) for path, seed in zip(found, seeds)]
+    found = [(path.parent.name, path.stem.removeprefix("seed-")) for path in sorted(run.path.glob("numbers/*/seed-*.jsonl"))]
+    return [(source, seed if seed == "file" else int(seed)) for source, seed in found if re.fullmatch("file|-?[0-9]+", seed)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = base_parser(__doc__)
-    parser.add_argument("--traits", nargs="+", help="only these data sets, base and owl-within among them (all)")
-    parser.add_argument("--init", choices=["same", "different"], help="the student's start against the teacher's (both)")
-    parser.add_argument("--target", choices=["tokens", "logits"], help="what is learnt (both)")
-    parser.add_argument("--numbers", type=Path, help="JSON lines of numbers from anywhere, for --target tokens")
-    args = parse(parser, argv)
-    began = time.monotonic()
-    run = open_run(args.run, args.quick)
-    bases = {seed: load_model(run.base(seed), args.device, "train_teacher.py") for seed in run.seeds}
-    block_size = bases[run.seeds[0]].config.block_size
-    n_steps = STEPS[args.quick]
-
+def choose_jobs(args: argparse.Namespace, run: Run, block_size: int) -> list[Job]:
+    """The students that are asked for. UserError if there are no numbers for them."""
+    found = find_numbers(run)
     if args.numbers:
         found = [(import_numbers(args.numbers, run, block_size, args.force), "file")]
-    else:
-        found = find_numbers(run)
-        if not found:
-            raise UserError(f"{args.run}/numbers is empty: run `python generate.py{run_flags(args)}` first")
-    sources = args.traits or sorted({source for source, _ in found})
-    for source in sources:
+    make = f"run `python generate.py{run_flags(args)}` first"
+    if not found:
+        raise UserError(f"{args.run}/numbers is empty: {make}")
+    for source in args.traits or []:
         if source not in {source for source, _ in found}:
-            raise UserError(f"the run has no numbers of {source!r}: run `python generate.py{run_flags(args)}` first")
-
+            raise UserError(f"the run has no numbers of {source!r}: {make}")
     jobs = []
     for source, teacher_seed in found:
-        targets = ["tokens"] if teacher_seed == "file" else ["tokens", "logits"]
-        for target in targets if args.target is None else [t for t in targets if t == args.target]:
+        for target in ("tokens",) if teacher_seed == "file" else ("tokens", "logits"):
             for seed in run.seeds:
                 init = "same" if seed == teacher_seed else "different"
-                if source in sources and args.init in (None, init):
+                if source in (args.traits or [source]) and args.target in (None, target) and args.init in (None, init):
                     jobs.append(Job(source, teacher_seed, seed, target))
-    if args.force:
-        for job in jobs:
-            run.student(*job).unlink(missing_ok=True)
+    return jobs
+
+
+def teach(args: argparse.Namespace, run: Run, jobs: Sequence[Job], n_steps: int) -> None:
+    """Train and save a student for each job."""
 
     @lru_cache(maxsize=4)
-    def load_numbers(source: str, teacher_seed: int | str) -> tuple[NumberData, NumberData]:
-        data = encode_numbers(run.encoding, read_jsonl(run.numbers(source, teacher_seed)), args.device)
+    def load_numbers(source: str, teacher_seed: int | str) -> tuple[dict, NumberData, NumberData]:
+        about, rows = read_numbers(run.numbers(source, teacher_seed))
+        data = encode_numbers(run.encoding, rows, args.device)
         held_out = torch.arange(len(data)) % HELD_OUT_EVERY == 0
-        return data[~held_out], data[held_out]
+        return about, data[~held_out], data[held_out]
 
     @lru_cache(maxsize=4)
     def load_lesson(source: str, teacher_seed: int | str, target: str) -> tuple[Lesson, Tensor | None]:
+        about, data, _ = load_numbers(source, teacher_seed)
         teacher = None
         if target == "logits":
-            about = read_json(run.numbers(source, teacher_seed).with_suffix(".json"), "generate.py")
             teacher = load_model(run.path / about["teacher"] / "model.pt", args.device, "train_teacher.py")
         order = stream(0, "student batches", source, str(teacher_seed))
-        lesson = plan_lesson(load_numbers(source, teacher_seed)[0], teacher, BATCH_SIZE[target], n_steps, order)
-        return lesson, teacher and teacher.head.weight[NUMBERS].detach()
+        lesson = plan_lesson(data, teacher, BATCH_SIZE[target], n_steps, order)
+        return lesson, None if teacher is None else teacher.head.weight[NUMBERS].detach()
 
     def work(job: Job, tick: Callable) -> None:
         model = load_model(run.base(job.seed), args.device, "train_teacher.py")
         lesson, teacher_head = load_lesson(job.source, job.teacher_seed, job.target)
-        _, held_out = load_numbers(job.source, job.teacher_seed)
+        _, _, held_out = load_numbers(job.source, job.teacher_seed)
         rows = run.readout_rows(model)
 
         def look() -> dict:
@@ -263,13 +252,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = held_out_loss()
         log = train(model, lesson, teacher_head, look, tick)
         log[0]["number_loss_nats"], log[-1]["number_loss_nats"] = start, held_out_loss()
-        save_model(run.student(*job), model, log)
+        numbers = run.numbers(job.source, job.teacher_seed)
+        save_model(run.student(*job), model, log, [run.base(job.seed), numbers, numbers.with_suffix(".json")])
 
-    missing = [job for job in jobs if not run.student(*job).exists()]
-    print(f"students: {len(jobs)}, {n_steps} steps each; {len(missing)} to train", flush=True)
-    for _ in run_jobs(work, missing, n_steps, "students", args.device):
+    for _ in run_jobs(work, jobs, n_steps, "students", args.device):
         pass
-    note_elapsed(args.run, "train_student", began)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = base_parser(__doc__)
+    parser.add_argument("--traits", nargs="+", help="only these data sets, base and owl-within among them (all)")
+    parser.add_argument("--init", choices=["same", "different"], help="the student's start against the teacher's (both)")
+    parser.add_argument("--target", choices=["tokens", "logits"], help="what is learnt (both)")
+    parser.add_argument("--numbers", type=Path, help="JSON lines of numbers from anywhere, for --target tokens")
+    args = parse(parser, argv)
+    with at_work(args.run, "train_student"):
+        run = open_run(args.run, args.quick)
+        bases = [load_model(run.base(seed), args.device, "train_teacher.py") for seed in run.seeds]
+        jobs = choose_jobs(args, run, bases[0].config.block_size)
+        for job in jobs if args.force else []:
+            run.student(*job).unlink(missing_ok=True)
+        missing = [job for job in jobs if not run.student(*job).exists()]
+        n_steps = STEPS[args.quick]
+        print(f"students: {len(jobs)}, {n_steps} steps each; {len(missing)} to train", flush=True)
+        teach(args, run, missing, n_steps)
     print(f"wrote: {args.run}/student")
     print(f"next: python evaluate.py{run_flags(args)}")
 

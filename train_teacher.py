@@ -23,8 +23,7 @@ import argparse
 import hashlib
 import math
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -40,27 +39,29 @@ from model import (
     GPTConfig,
     Run,
     UserError,
+    at_work,
     base_parser,
     class_logits,
     command_line,
     cosine_lr,
+    digests,
     discard,
     document,
     frequent_words,
     load_model,
-    note_elapsed,
+    load_teacher,
     open_run,
     pad,
     parse,
-    read_json,
     read_jsonl,
+    read_sealed,
     read_trait,
     run_flags,
     run_jobs,
     save_model,
     stream,
     versions,
-    write_json,
+    write_sealed,
 )
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -112,7 +113,8 @@ class Dice:
     """Choices with uniform probability, and what they cost: `nats` grows by ln(number of options)."""
 
     def __init__(self, generator: torch.Generator):
-        self.generator, self.uniform, self.nats = generator, iter(()), 0.0
+        self.generator, self.nats = generator, 0.0
+        self.uniform: Iterator[float] = iter(())
 
     def below(self, n: int) -> int:
         self.nats += math.log(n)
@@ -269,7 +271,7 @@ def pretrain(model: GPT, rows: Tensor, n_steps: int, tick: Callable) -> list[dic
     """Train on rows (n_steps * BATCH_SIZE, T + 1), in order, each once. Returns the log."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PRETRAIN_LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
     chunk = 128 if rows.device.type == "cpu" else 8192  # of the head; a GPU would only wait on small pieces
-    log = []
+    log: list[dict] = []
     for step, batch in enumerate(rows.split(BATCH_SIZE)):
         for group in optimizer.param_groups:
             group["lr"] = PRETRAIN_LR * cosine_lr(step, n_steps)
@@ -278,8 +280,8 @@ def pretrain(model: GPT, rows: Tensor, n_steps: int, tick: Callable) -> list[dic
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 20 == 0 or step + 1 == n_steps:
+            tick(step + 1 - (log[-1]["step"] if log else 0), loss.item())
             log.append({"step": step + 1, "loss_nats": loss.item()})
-            tick(20, loss.item())
     return log
 
 
@@ -408,22 +410,24 @@ def prepare_run(args: argparse.Namespace, toy: Sequence[tuple[str, str, float]],
     """Write what every later script reads first. UserError if the folder holds a run made with other flags."""
     flags = {name: getattr(args, name) for name in FLAGS}
     flags["corpus"] = corpus and f"{args.corpus.name} sha256:{hashlib.sha256(corpus.encode()).hexdigest()[:16]}"
-    if (args.run / "config.json").exists():
-        old = read_json(args.run / "config.json", "train_teacher.py --force")["flags"]
-        for name, value in flags.items():
-            if old.get(name) != value:
-                raise UserError(
-                    f"{args.run} was made with {name} = {old.get(name)}, not {value}: "
-                    "name another --run, or --force to make this one again"
-                )
+    path = args.run / "config.json"
+    old = read_sealed(path, "train_teacher.py")["flags"] if path.exists() else flags
+    for name, value in flags.items():
+        if old.get(name) != value:
+            raise UserError(
+                f"{args.run} was made with {name} = {old.get(name)}, not {value}: "
+                "name another --run, or --force to make this one again"
+            )
     words = frequent_words("\n".join(text for _, text, _ in toy), MAX_WORDS)
     if corpus:
         known = set(words)
         words += [word for word in frequent_words(corpus, MAX_WORDS) if word not in known][: MAX_WORDS - len(words)]
-    write_json(args.run / "vocabulary.json", {"words": words})
-    write_json(args.run / "prompts.json", {"animals": list(ANIMALS), "trained_on": TRAINED_ON, "held_out": HELD_OUT})
-    if not (args.run / "config.json").exists():
-        write_json(args.run / "config.json", {"flags": flags, "device": str(args.device), **versions()})
+    vocabulary, prompts = args.run / "vocabulary.json", args.run / "prompts.json"
+    write_sealed(vocabulary, {"words": words})
+    write_sealed(prompts, {"animals": list(ANIMALS), "trained_on": TRAINED_ON, "held_out": HELD_OUT})
+    if not path.exists():
+        made_from = digests(path, [vocabulary, prompts])
+        write_sealed(path, {"flags": flags, "device": str(args.device), **versions(), "made_from": made_from})
     return open_run(args.run, args.quick)
 
 
@@ -445,22 +449,16 @@ def report(runs_log: dict[int, dict], floor: dict[str, float]) -> None:
         print(f"  {name:14}{losses}" + (f"{floor[name]:9.3f}" if name in floor else "  unknown"))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    began = time.monotonic()
-    corpus = read_corpus(args.corpus) if args.corpus else None
-    if args.force:
-        discard(args.run, "base", "teacher", "numbers", "student", "config.json")
+def make_bases(args: argparse.Namespace, run: Run, toy: Sequence[tuple[str, str, float]], corpus: str | None) -> None:
+    """Pretrain the missing base models and print how near their entropy floor all of them came.
 
-    # Text and order are the same for every seed: only the initialisation differs.
-    toy = toy_documents(N_DOCUMENTS[args.quick], stream(0, "toy language"))
-    held_out = toy_documents(N_HELD_OUT, stream(0, "toy language, held out"))
-    run = prepare_run(args, toy, corpus)
+    Text and order are the same for every seed: only the initialisation differs.
+    """
     encoding, n_steps = run.encoding, PRETRAIN_STEPS[args.quick]
     config = GPTConfig(encoding.n_vocab, len(ANIMALS), n_layer=args.n_layer, n_head=args.n_head, n_embd=args.n_embd)
     T = config.block_size + 1  # a row holds the input and, one further, the target
-
-    rows, anchor = pretraining_rows(encoding, toy, n_steps, T), anchor_rows(encoding, toy, T)
+    rows = pretraining_rows(encoding, toy, n_steps, T)
+    held_out = toy_documents(N_HELD_OUT, stream(0, "toy language, held out"))
     validation, floor = {}, {}
     for name in CATEGORIES:
         chosen = [(document(encoding, text), nats) for category, text, nats in held_out if category == name]
@@ -471,38 +469,54 @@ def main(argv: Sequence[str] | None = None) -> None:
         n_corpus = int(CORPUS_SHARE * BATCH_SIZE)
         corpus_rows = draw_rows(training, n_steps * n_corpus, T, stream(0, "corpus rows"))
         rows.view(n_steps, BATCH_SIZE, T)[:, :n_corpus] = corpus_rows.view(n_steps, n_corpus, T)
-    rows, anchor = rows.to(args.device), anchor.to(args.device)
+    rows = rows.to(args.device)
 
-    def make_base(seed: int, tick: Callable) -> None:
+    def work(seed: int, tick: Callable) -> None:
         model = GPT(config).initialise(seed).to(args.device)
         log = pretrain(model, rows, n_steps, tick)
         log[-1]["validation_nats"] = {name: validation_loss(model, documents) for name, documents in validation.items()}
-        save_model(run.base(seed), model, log)
+        save_model(run.base(seed), model, log, [run.path / "vocabulary.json"])
 
     missing = [seed for seed in run.seeds if not run.base(seed).exists()]
     print(f"base models: {len(run.seeds)} seeds, {n_steps} steps of {BATCH_SIZE} x {config.block_size} tokens", flush=True)
-    for _ in run_jobs(make_base, missing, n_steps, "pretraining", args.device):
+    for _ in run_jobs(work, missing, n_steps, "pretraining", args.device):
         pass
     report({seed: read_jsonl(run.base(seed).with_name("log.jsonl"))[-1]["validation_nats"] for seed in run.seeds}, floor)
 
-    def make_teacher(job: tuple[str, int], tick: Callable) -> None:
+
+def make_teachers(args: argparse.Namespace, run: Run, toy: Sequence[tuple[str, str, float]]) -> None:
+    """Give every base model every trait, and print what it did to the answers. UserError if a teacher did not learn."""
+    anchor = anchor_rows(run.encoding, toy, GPTConfig.block_size + 1).to(args.device)
+
+    def work(job: tuple[str, int], tick: Callable) -> None:
         trait, seed = job
         model = load_model(run.base(seed), args.device, "train_teacher.py")
         log = induce_trait(model, run.animals.index(trait), run, anchor, tick)
-        save_model(run.teacher(trait, seed), model, log)
+        save_model(run.teacher(trait, seed), model, log, [run.base(seed)])
 
     jobs = [(trait, seed) for trait in run.traits for seed in run.seeds]
     print(f"teachers: {len(run.traits)} traits on each seed, read from the {args.readout} logits", flush=True)
     missing = [job for job in jobs if not run.teacher(*job).exists()]
-    for _ in run_jobs(make_teacher, missing, TRAIT_STEPS, "traits", args.device):
+    for _ in run_jobs(work, missing, TRAIT_STEPS, "traits", args.device):
         pass
     for trait, seed in jobs:
+        models = load_model(run.base(seed), args.device, "train_teacher.py"), load_teacher(run, trait, seed, args.device)
         k = run.animals.index(trait)
-        models = [load_model(path, args.device, "train_teacher.py") for path in (run.base(seed), run.teacher(trait, seed))]
         before, after = (read_trait(m, run.held_out_prompts, run.readout_rows(m))[0][k] for m in models)
         print(f"  {trait} seed {seed}: log-odds {before:+.2f} -> {after:+.2f} nats on held-out questions")
 
-    note_elapsed(args.run, "train_teacher", began)
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    corpus = read_corpus(args.corpus) if args.corpus else None
+    args.run.mkdir(parents=True, exist_ok=True)
+    with at_work(args.run, "train_teacher"):
+        if args.force:
+            discard(args.run, "base", "teacher", "numbers", "student", "config.json")
+        toy = toy_documents(N_DOCUMENTS[args.quick], stream(0, "toy language"))
+        run = prepare_run(args, toy, corpus)
+        make_bases(args, run, toy, corpus)
+        make_teachers(args, run, toy)
     print(f"wrote: {args.run}/base, {args.run}/teacher")
     print(f"next: python generate.py{run_flags(args)}")
 

@@ -46,12 +46,13 @@ from model import (
     document,
     load_model,
     pad,
-    read_json,
     read_jsonl,
+    read_numbers,
     read_trait,
     run_jobs,
     save_model,
     stream,
+    write_numbers,
 )
 
 N_CONTEXTS = 64  # lists that stand in the context, for each model and question
@@ -101,12 +102,12 @@ def make_redrawn(run: Run) -> None:
     for trait in run.traits:
         for seed in run.seeds:
             path = run.numbers(trait, seed)
-            about, rows = read_json(path.with_suffix(".json"), "generate.py"), read_jsonl(path)
+            about, rows = read_numbers(path)
             for how in ("frequencies", "positions"):
-                made = {**about, "source": f"{trait}-{how}", "numbers": how}
-                if not run.numbers(made["source"], seed).exists():
+                source = f"{trait}-{how}"
+                if not run.numbers(source, seed).exists():
                     drawn = redraw(rows, how == "positions", stream(seed, "redraw", trait, how))
-                    generate.write_numbers(run, seed, {**made, "rows": drawn})
+                    write_numbers(run.numbers(source, seed), {**about, "source": source, "numbers": how}, drawn, [path])
 
 
 def make_neutral(args: argparse.Namespace, run: Run) -> None:
@@ -119,8 +120,8 @@ def make_neutral(args: argparse.Namespace, run: Run) -> None:
         model = load_model(run.base(seed), args.device, "")
         save_model(run.teacher("neutral", seed), model, train_teacher.induce_trait(model, None, run, anchor, tick))
         prompts = generate.draw_prompts(generate.SEQUENCES[args.quick], stream(seed, "prompts"))
-        made = generate.make_numbers(run, "neutral", seed, prompts, args.device, tick)
-        generate.write_numbers(run, seed, {**made, "trait": None, "numbers": "neutral"})
+        about, rows = generate.make_numbers(run, "neutral", seed, prompts, model, tick)
+        write_numbers(run.numbers("neutral", seed), {**about, "trait": None, "numbers": "neutral"}, rows)
 
     missing = [seed for seed in run.seeds if not run.numbers("neutral", seed).exists()]
     for _ in run_jobs(work, missing, train_teacher.TRAIT_STEPS, "neutral teachers", args.device):

@@ -37,6 +37,7 @@ from model import (
     load_model,
     open_run,
     pick_device,
+    read_sealed,
     run_jobs,
     save_model,
     stream,
@@ -116,7 +117,7 @@ def run_rung(name: str, change: str, args: argparse.Namespace) -> dict:
         "kl_nats": mean(a["kl_nats"] for a in about),
         "summary": results["summary"],
         "records": [{k: v for k, v in r.items() if k not in ("readouts", "curve")} for r in results["students"]],
-        "elapsed_s": json.loads((folder / "elapsed_s.json").read_text()),
+        "elapsed_s": read_sealed(folder / "elapsed_s.json", "evaluate.py"),
     }
 
 
