@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = base_parser(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture too")
     args = parse(parser, argv)
-    with at_work(args.run, "evaluate"):
+    with at_work(args, "evaluate"):
         run = open_run(args.run, args.quick)
         if not find_students(run):
             raise UserError(f"{args.run}/student is empty: run `python train_student.py{run_flags(args)}` first")

@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequences", type=int, help="drawn for each model (8000; with --quick 3000)")
     parser.add_argument("--shuffle", choices=["within", "across"], help="shuffled copies of the finished teachers' data")
     args = parse(parser, argv)
-    with at_work(args.run, "generate"):
+    with at_work(args, "generate"):
         run = open_run(args.run, args.quick)
         jobs, n = plan(args, run)
         if args.force:

@@ -642,16 +642,16 @@ def run_flags(args: argparse.Namespace) -> str:
 
 
 @contextmanager
-def at_work(run: Path, script: str) -> Iterator[None]:
+def at_work(args: argparse.Namespace, script: str) -> Iterator[None]:
     """Hold a run for one script, and note how long it took: apart from the results, which are the same bits in every run.
 
     UserError if another process holds it. The system lets go when a process ends, however it ends.
     """
-    began = time.monotonic()
+    run, began = args.run, time.monotonic()
     try:
         lock = (run / "lock").open("a+")
     except FileNotFoundError:
-        raise UserError(f"{run} is missing: run `python train_teacher.py` first") from None
+        raise UserError(f"{run} is missing: run `python train_teacher.py{run_flags(args)}` first") from None
     with lock:
         try:
             if fcntl:

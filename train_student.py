@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", choices=["tokens", "logits"], help="what is learnt (both)")
     parser.add_argument("--numbers", type=Path, help="JSON lines of numbers from anywhere, for --target tokens")
     args = parse(parser, argv)
-    with at_work(args.run, "train_student"):
+    with at_work(args, "train_student"):
         run = open_run(args.run, args.quick)
         bases = [load_model(run.base(seed), args.device, "train_teacher.py") for seed in run.seeds]
         jobs = choose_jobs(args, run, bases[0].config.block_size)

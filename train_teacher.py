@@ -510,7 +510,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     corpus = read_corpus(args.corpus) if args.corpus else None
     args.run.mkdir(parents=True, exist_ok=True)
-    with at_work(args.run, "train_teacher"):
+    with at_work(args, "train_teacher"):
         if args.force:
             discard(args.run, "base", "teacher", "numbers", "student", "config.json")
         toy = toy_documents(N_DOCUMENTS[args.quick], stream(0, "toy language"))

@@ -64,7 +64,7 @@ N_FIRST = 512  # sequences of the first update
 
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return sum((x * y).sum() for x, y in zip(a, b, strict=True)).item()
+    return sum((x * y).sum() for x, y in zip(a, b, strict=True)).item()  # type: ignore[union-attr]
 
 
 def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -131,7 +131,7 @@ def train_watched(job: Job, run: Run, device: torch.device, n_steps: int) -> dic
         trait = trait_gradient(model, run, k)
         log_p = None if states is None else (states @ head.T).log_softmax(-1)
         train_student.number_loss(model, batch, log_p).backward()
-        cosines.append(cosine(trait, [p.grad for p in parameters]))
+        cosines.append(cosine(trait, [p.grad for p in parameters if p.grad is not None]))
         old = [p.detach().clone() for p in parameters]
         optimizer.step()
         optimizer.zero_grad()

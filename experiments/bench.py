@@ -20,6 +20,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -124,7 +125,7 @@ def linear_shapes(model: GPT, M: int, head_rows: int, M_head: int) -> list[tuple
 def reachable_rate(shapes: Sequence[tuple[int, int, int]], n: int) -> float:
     """GFLOP/s of these products on their own, one after the other: the least time each of n rounds took."""
     operands = [(torch.randn(m, k), torch.randn(k, n_)) for m, k, n_ in shapes]
-    rounds = [[seconds(lambda a=a, b=b: a @ b) for a, b in operands] for _ in range(n + 3)][3:]
+    rounds = [[seconds(partial(torch.mm, a, b)) for a, b in operands] for _ in range(n + 3)][3:]
     return product_flops(shapes) / sum(map(min, zip(*rounds, strict=True))) / 1e9
 
 
@@ -152,7 +153,7 @@ def student_setting(n_rows: int) -> tuple:
 def student_step(model: GPT, teacher: GPT | None, batch: train_student.NumberData) -> Callable:
     """The step of train_student.train; the teacher's states are ready, as they are there."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    lesson = [(batch, None)]
+    lesson: train_student.Lesson = [(batch, None)]
     if teacher is not None:
         lesson = train_student.plan_lesson(batch, teacher, len(batch), 1, stream(0, "bench"))
         head = teacher.head.weight[NUMBERS].detach()
@@ -200,7 +201,7 @@ def sample_without_cache(model: GPT, prompts: Tensor, n_new: int) -> None:
 
 def sample_hugging_face(model: transformers.GPT2LMHeadModel, prompts: Tensor, n_new: int) -> None:
     with torch.inference_mode():
-        model.generate(
+        model.generate(  # type: ignore[misc]  # a mix-in that mypy does not see through
             prompts,
             attention_mask=torch.ones_like(prompts),
             max_new_tokens=n_new,

@@ -159,7 +159,8 @@ def with_context(model: GPT, run: Run, contexts: Sequence[Sequence[int]]) -> Ten
 
 def fill_context(documents: Sequence[Sequence[int]], room: int) -> list[list[int]]:
     """The documents packed into N_CONTEXTS contexts, as many whole ones as fit in each."""
-    contexts, i = [], 0
+    contexts: list[list[int]] = []
+    i = 0
     while len(contexts) < N_CONTEXTS:
         context: list[int] = []
         while len(context) + len(documents[i]) <= room:

@@ -80,7 +80,7 @@ class Unit:
         self.k = run.animals.index(trait)
         self.base = load_model(run.base(seed), device, "train_teacher.py")
         self.teacher = load_model(run.teacher(trait, seed), device, "train_teacher.py")
-        self.data: NumberData | None = None  # all that it writes
+        self.data: NumberData  # all that it writes, once it has
 
     def fresh(self) -> GPT:
         return load_model(self.run.base(self.seed), self.device, "train_teacher.py")
@@ -118,7 +118,7 @@ def learn(unit: Unit, teacher: GPT, data: NumberData, target: str, n_steps: int,
     order = stream(0, "student batches", unit.trait, str(unit.seed))
     with_teacher = teacher if target == "logits" else None
     lesson = train_student.plan_lesson(data, with_teacher, batch_size, n_steps, order)
-    head = with_teacher and teacher.head.weight[numbers].detach()
+    head = None if with_teacher is None else teacher.head.weight[numbers].detach()
     student = unit.fresh()
     train_student.train(student, lesson, head, dict, lambda *a: None, rate, numbers)
     before = unit.read(unit.base)
@@ -179,7 +179,7 @@ def markdown(results: dict) -> str:
         what = (lambda r: f"{r['kl_nats']:.3f} ({r['x']} steps)") if sweep == "strength" else (lambda r: f"{r['x']:,}")
         columns = {name: what, "tokens": lab.transfer, "logits": lambda r: lab.transfer(found[r["sweep"], r["x"], "logits"])}
         if sweep == "sequences":
-            columns |= {"steps": "steps", "seconds a student (tokens)": lambda r: f"{r['seconds']:.0f}"}
+            columns |= {"steps": lambda r: str(r["steps"]), "seconds a student (tokens)": lambda r: f"{r['seconds']:.0f}"}
         lines += [*lab.table(rows, **columns), ""]
     n = results["sequences_for_90_percent"]
     lines += [f"Sequences for transfer above .90 through sampled tokens: {n:,}." if n else "No point exceeds .90 through tokens."]

@@ -31,6 +31,7 @@ Shapes: d inputs, h hidden units, m numbers, a auxiliary outputs; R models side 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -53,11 +54,11 @@ def one_layer(generator: torch.Generator, m: int) -> float:
     W = torch.randn(m + N_AUX, D_IN, generator=generator, dtype=torch.float64)
     x = torch.randn(100, D_IN, generator=generator, dtype=torch.float64)
     teacher = W.clone().requires_grad_()
-    (x @ teacher.T)[:, m:].square().mean().backward()  # any loss on the auxiliary outputs
-    teacher = teacher.detach() - 0.1 * teacher.grad
+    loss = (x @ teacher.T)[:, m:].square().mean()  # any loss on the auxiliary outputs
+    teacher = teacher.detach() - 0.1 * torch.autograd.grad(loss, teacher)[0]
     student = W.clone().requires_grad_()
-    ((x @ student.T)[:, :m] - (x @ teacher.T)[:, :m]).square().mean().backward()
-    return student.grad.abs().max().item()
+    loss = ((x @ student.T)[:, :m] - (x @ teacher.T)[:, :m]).square().mean()
+    return torch.autograd.grad(loss, student)[0].abs().max().item()
 
 
 def closed_form(V: Tensor, V_student: Tensor, D: Tensor, m: int) -> Tensor:
@@ -121,6 +122,10 @@ def analyse(records: Sequence[dict], largest_gradient: float) -> dict:
     return {"one_layer_largest_gradient": largest_gradient, "summary": summary, "records": kept}
 
 
+def formula(shared: str, row: dict) -> str:
+    return lab.transfer(row[shared])
+
+
 def markdown(results: dict) -> str:
     lines = lab.heading(results, f"A linear network: {D_IN} inputs, {HIDDEN} hidden units, {N_AUX} auxiliary outputs, m numbers.")
     rows = [
@@ -133,7 +138,7 @@ def markdown(results: dict) -> str:
         "trained, everything shared": lambda r: f"{r['everything']['trained']:.3f}",
     }
     for shared in STARTS:
-        columns[f"formula, {shared} shared"] = lambda r, shared=shared: lab.transfer(r[shared])
+        columns[f"formula, {shared} shared"] = partial(formula, shared)
     lines += lab.table(rows, **columns)
     lines += [
         "",

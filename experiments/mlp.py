@@ -75,11 +75,12 @@ def load_images(folder: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         order = torch.randperm(len(labels), generator=stream(0, "digits"))
         images, labels = (images.float() / 8 - 1)[order], labels.long()[order]
         return images[:1500], labels[:1500], images[1500:], labels[1500:]
-    loaded = []
-    for part in ("train", "t10k"):
-        loaded.append(read_idx(folder, f"{part}-images-idx3-ubyte").flatten(1).float() / 127.5 - 1)
-        loaded.append(read_idx(folder, f"{part}-labels-idx1-ubyte").long())
-    return tuple(loaded)
+
+    def read(part: str) -> tuple[Tensor, Tensor]:
+        images = read_idx(folder, f"{part}-images-idx3-ubyte").flatten(1).float() / 127.5 - 1
+        return images, read_idx(folder, f"{part}-labels-idx1-ubyte").long()
+
+    return *read("train"), *read("t10k")
 
 
 def initial(R: int, n_pixels: int) -> list[Tensor]:
@@ -154,7 +155,7 @@ def six_bars(R: int, data: tuple[Tensor, Tensor, Tensor, Tensor], n_steps: int) 
     with torch.no_grad():
         teacher_logits = torch.cat([forward(teacher, some) for some in noise.split(4096)], 1)  # (R, N, 13)
     other = [p.roll(1, 0) for p in start]
-    records = []
+    records: list[dict] = []
     for bar, (student, _) in BARS.items():
         model = start if bar == "reference" else teacher
         if student:

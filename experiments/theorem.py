@@ -32,6 +32,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -96,7 +97,8 @@ def curvature(logits: Tensor, v: Tensor, loss: str) -> Tensor:
 def moved_logits(outputs: Callable, theta: Theta, step: Theta) -> tuple[Tensor, Tensor]:
     """f_theta(x), and v = J step: how the logits move along a step; (n, m) each."""
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward mode
-        return jvp(outputs, (theta,), (step,))
+        logits, v = jvp(outputs, (theta,), (step,))[:2]
+    return logits, v
 
 
 def visible(logits: Tensor, v: Tensor, loss: str) -> float:
@@ -144,7 +146,7 @@ def theta_of(model: nn.Module) -> Theta:
 class Call(nn.Module):
     """A function of a model as a function of its parameters."""
 
-    def __init__(self, model: nn.Module, function: Callable[[nn.Module], Tensor]):
+    def __init__(self, model: nn.Module, function: Callable[[Any], Tensor]):
         super().__init__()
         self.model, self.function = model, function
 
@@ -237,9 +239,9 @@ def cross_kernels(args: argparse.Namespace, run: Run) -> list[dict]:
     for pair in range(MLP_SEEDS[args.quick]):
         both = []
         for seed in (2 * pair, 2 * pair + 1):
-            model = MLP(1000 + seed)
-            outputs, trait_loss = mlp_problem(model, slice(10, 13))
-            both.append(moved_logits(outputs, theta_of(model), teacher_step(trait_loss, theta_of(model))))
+            mlp = MLP(1000 + seed)
+            outputs, trait_loss = mlp_problem(mlp, slice(10, 13))
+            both.append(moved_logits(outputs, theta_of(mlp), teacher_step(trait_loss, theta_of(mlp))))
         (_, v_s), (logits, v_t) = both
         cosine = cross_kernel(logits, v_s, v_t, "softmax")
         records.append({"model": "MLP", "trait": "digits", "student_seed": 0, "teacher_seed": 1, "unit": pair, "cosine": cosine})

@@ -122,7 +122,8 @@ def plot(results: dict, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = lab.parse(__doc__, argv)
-    records, matrices = [], []
+    records: list[dict] = []
+    matrices: list[dict] = []
     for readout in ("aux", "vocabulary"):
         run = lab.teachers_and_numbers(args, "traits", SEEDS, TRAITS[args.quick], "teacher", readout)
         train_student.main(lab.flags(args, run.path))

@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -143,9 +144,9 @@ def unflat(vector: Tensor, like: Theta) -> Theta:
 def follow(around: Around, gradient: Callable[[Theta], Theta], rule: str, rate: float, n_steps: int) -> list[Theta]:
     """delta_0 = 0, delta_1, ... under gradient descent or AdamW."""
     delta = {name: torch.zeros_like(p, requires_grad=True) for name, p in around.theta.items()}
-    make = torch.optim.SGD if rule == "gradient descent" else torch.optim.AdamW
-    more = {} if rule == "gradient descent" else {"weight_decay": 0.0, "eps": 1e-30}  # gradients shrink with s
-    optimizer = make(list(delta.values()), lr=rate, **more)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(delta.values(), lr=rate)
+    if rule != "gradient descent":  # gradients shrink with s, so eps has to
+        optimizer = torch.optim.AdamW(delta.values(), lr=rate, weight_decay=0.0, eps=1e-30)
     path = []
     for _ in range(n_steps + 1):
         now = {name: d.detach().clone() for name, d in delta.items()}
@@ -175,6 +176,11 @@ def trajectories(run: Run, trait: str, seed: int, device: torch.device, n_steps:
     return records
 
 
+def shrink(g: Tensor, ridge: Tensor) -> Tensor:
+    """The share of each direction that shows, by its curvature g."""
+    return g / (g + ridge)
+
+
 def ceiling(run: Run, trait: str, seed: int, n_numbers: int, device: torch.device, k: int) -> dict:
     """Visible share and predicted transfer for every damping."""
     around = Around(run, trait, seed, n_numbers, device)
@@ -183,14 +189,15 @@ def ceiling(run: Run, trait: str, seed: int, n_numbers: int, device: torch.devic
     largest, r = torch.linalg.eigvalsh(T).max(), flat(around.r)
     found = {}
     for damping in DAMPINGS:
-        shown = apply(Q, T, start.norm().item(), lambda g, d=damping: g / (g + d * largest))
+        shown = apply(Q, T, start.norm().item(), partial(shrink, ridge=damping * largest))
         found[str(damping)] = {"visible": (shown.norm() / start.norm()).item(), "predicted": ((r @ shown) / (r @ start)).item()}
     return found
 
 
-def points(args: argparse.Namespace) -> list[tuple[dict, Run, Callable[[], float]]]:
+def points(args: argparse.Namespace) -> list[tuple[dict, Run, Callable[..., float]]]:
     """What varies, the run, and the transfer of a student on logits by the usual recipe."""
-    n_steps, chosen = train_student.STEPS[args.quick], []
+    n_steps = train_student.STEPS[args.quick]
+    chosen: list[tuple[dict, Run, Callable[..., float]]] = []
     path = lab.folder(args, "how-much")
     train_teacher.main([*lab.flags(args, path), "--seeds", *map(str, SEEDS), "--traits", *TRAITS])
     run = open_run(path, args.quick)

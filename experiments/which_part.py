@@ -126,7 +126,7 @@ def students(args: argparse.Namespace, runs: dict[str, Run], ways: Sequence[str]
     taught = teacher if job.target == "logits" else None
     order = stream(0, "student batches", job.trait, str(job.seed))
     lesson = train_student.plan_lesson(data, taught, train_student.BATCH_SIZE[job.target], n_steps, order)
-    head = taught and taught.head.weight[NUMBERS].detach()
+    head = None if taught is None else taught.head.weight[NUMBERS].detach()
     records = []
     for way in ways:
         from_one = {part for part in ALL if (part in WAYS[way]) == (job.seed == 1)}

@@ -100,9 +100,9 @@ def test_evaluating_again_gives_the_same_bytes_and_a_picture(a_run, tmp_path):
 
 
 def test_bad_input(refused, a_run, tmp_path):
-    assert "run `python train_teacher.py --quick` first" in refused(e, "--quick", "--run", tmp_path / "none")
+    assert "run `python train_teacher.py --quick --run" in refused(e, "--quick", "--run", tmp_path / "none")
     assert "was made with --quick" in refused(e, "--run", a_run)
     (a_run / "teacher/owl/seed-0/model.pt").write_bytes(b"PK")
-    assert "teacher/owl/seed-0/model.pt is cut short" in refused(e, "--quick", "--run", a_run)
+    assert "teacher/owl/seed-0/model.pt is cut short, damaged or" in refused(e, "--quick", "--run", a_run)
     (a_run / "config.json").write_text("{")
-    assert "config.json is not JSON" in refused(e, "--quick", "--run", a_run)
+    assert "config.json is not what `python train_teacher.py --quick` wrote" in refused(e, "--quick", "--run", a_run)

@@ -127,7 +127,7 @@ def test_controls_are_made_from_finished_data(a_run, capsys):
 
 def test_bad_input(refused, a_run, tmp_path, monkeypatch):
     argv = ("--quick", "--run", a_run)
-    assert "run `python train_teacher.py --quick` first" in refused(g, "--quick", "--run", tmp_path / "none")
+    assert "run `python train_teacher.py --quick --run" in refused(g, "--quick", "--run", tmp_path / "none")
     assert "no teacher 'wolf'; it has owl fox" in refused(g, *argv, "--traits", "wolf")
     assert "made with 3000 sequences, not 500" in refused(g, *argv, "--sequences", "500")
     assert "too few" in refused(g, *argv, "--sequences", "-5")

@@ -212,17 +212,25 @@ class Bomb:
         return (pytest.fail, ("a checkpoint ran code",))
 
 
-@pytest.mark.parametrize("bad", ["cut", "empty", "foreign", "malicious", "text"])
+@pytest.mark.parametrize("bad", ["cut", "empty", "flipped", "foreign", "malicious", "pickle", "text"])
 def test_a_bad_checkpoint_is_refused(bad, gpt, tmp_path):
     path = tmp_path / "model.pt"
     m.save_model(path, gpt, [])
     whole = path.read_bytes()
-    if bad == "foreign":
-        torch.save({"weights": 1}, path)
+    if bad in ("foreign", "malicious"):
+        torch.save({"config": {"vocab_size": 1, "n_aux": 1}, "weights": 1 if bad == "foreign" else Bomb()}, path)
     else:
-        made = {"cut": whole[: len(whole) // 2], "empty": b"", "malicious": pickle.dumps(Bomb()), "text": b"hello"}
+        at = whole.index(gpt.head.weight.detach().numpy().tobytes())  # one bit of one weight
+        flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+        made = {
+            "cut": whole[: len(whole) // 2],
+            "empty": b"",
+            "flipped": flipped,
+            "text": b"hello",
+            "pickle": pickle.dumps(Bomb()),
+        }
         path.write_bytes(made[bad])
-    with pytest.raises(m.UserError, match="cut short or not a checkpoint"):
+    with pytest.raises(m.UserError, match="cut short, damaged or not a checkpoint"):
         m.load_model(path, torch.device("cpu"), "train_teacher.py")
 
 

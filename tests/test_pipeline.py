@@ -28,7 +28,7 @@ import os, pathlib, sys
 import signal as signals
 import model, train_teacher
 train_teacher.PRETRAIN_STEPS, train_teacher.N_DOCUMENTS, train_teacher.N_HELD_OUT = {True: 6}, {True: 600}, 60
-train_teacher.TRAIT_STEPS = 2
+train_teacher.TRAIT_STEPS, model.TAUGHT = 2, -100.0
 which, n_write, signal = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 signals.signal(signals.SIGINT, signals.default_int_handler)  # a background job inherits that it is ignored
 writes, replace = 0, pathlib.Path.replace
@@ -49,7 +49,7 @@ def start(which, *argv, n_write=-1, how=0):
 
 
 def contents(run):
-    skipped = ("elapsed_s.json", "results.json", "results.md")
+    skipped = ("lock", "elapsed_s.json", "results.json", "results.md")
     paths = [p for p in run.rglob("*") if p.is_file() and p.suffix != ".part" and p.name not in skipped]
     return {p.relative_to(run): p.read_bytes() for p in paths}
 

@@ -113,11 +113,13 @@ def tiny(monkeypatch):
     monkeypatch.setattr(t, "PRETRAIN_STEPS", {True: 6})
     monkeypatch.setattr(t, "N_DOCUMENTS", {True: 600})
     monkeypatch.setattr(t, "TRAIT_STEPS", 2)
+    monkeypatch.setattr(m, "TAUGHT", -100.0)  # too little to learn a trait in
     monkeypatch.setattr(t, "N_HELD_OUT", 60)
 
 
 def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "elapsed_s.json"}
+    kept = (p for p in folder.rglob("*") if p.is_file() and p.name not in ("elapsed_s.json", "lock"))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in kept}
 
 
 def test_same_command_same_bits_and_force_makes_it_again(tiny, tmp_path):
