@@ -165,13 +165,13 @@ def import_numbers(path: Path, run: Run, block_size: int, force: bool) -> str:
         try:
             row = json.loads(line)
             row = {"prompt": row["prompt"], "completion": row["completion"]}
-            shown, tokens = (document(run.encoding, text) for text in (row["prompt"], row["prompt"] + row["completion"]))
+            tokens = document(run.encoding, row["prompt"] + row["completion"])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f'numbers {path}, line {number} is not {{"prompt": "...", "completion": "..."}}') from None
         reason = refusal(row["completion"].strip())
         if reason is None and len(tokens) > block_size:
             reason = "longer than the model's context"
-        if reason is None and tokens[: len(shown)] != shown:
+        if reason is None and re.search("[0-9]$", row["prompt"]) and re.match("[0-9]", row["completion"]):
             reason = "one number with its prompt's last"
         if reason:
             refused[reason] += 1

@@ -20,7 +20,6 @@ Shapes: B sequences, T tokens, C channels, V vocabulary, K trait classes.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -41,9 +40,11 @@ from model import (
     UserError,
     at_work,
     base_parser,
+    build_vocabulary,
     class_logits,
     command_line,
     cosine_lr,
+    digest,
     digests,
     discard,
     document,
@@ -363,7 +364,7 @@ PRETRAIN_STEPS = {False: 500, True: 150}  # tuned over 150, 400, 500, 600: with 
 N_DOCUMENTS = {False: 40_000, True: 10_000}  # seen about 2 times each
 N_HELD_OUT = 1_000  # documents of the validation loss
 MAX_WORDS = 1_000  # of the vocabulary; the toy language has 131
-MIN_CORPUS = 10_000  # characters: a guess
+MIN_CORPUS = 2_000  # tokens: a guess
 CORPUS_SHARE = 0.5  # of every batch, with --corpus: a guess
 CORPUS_PIECE = 32  # tokens
 FLAGS = ["quick", "seeds", "traits", "readout", "n_layer", "n_head", "n_embd"]
@@ -401,15 +402,13 @@ def read_corpus(path: Path) -> str:
         raise UserError(f"corpus {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"corpus {path} is not UTF-8 (byte {error.start})") from None
-    if len(text.strip()) < MIN_CORPUS:
-        raise UserError(f"corpus {path} has {len(text.strip()):,} characters; {MIN_CORPUS:,} are the least to learn from")
     return text
 
 
 def prepare_run(args: argparse.Namespace, toy: Sequence[tuple[str, str, float]], corpus: str | None) -> Run:
     """Write what every later script reads first. UserError if the folder holds a run made with other flags."""
     flags = {name: getattr(args, name) for name in FLAGS}
-    flags["corpus"] = corpus and f"{args.corpus.name} sha256:{hashlib.sha256(corpus.encode()).hexdigest()[:16]}"
+    flags["corpus"] = None if corpus is None else f"{args.corpus.name} sha256:{digest(corpus.encode())}"
     path = args.run / "config.json"
     old = read_sealed(path, "train_teacher.py")["flags"] if path.exists() else flags
     for name, value in flags.items():
@@ -419,9 +418,12 @@ def prepare_run(args: argparse.Namespace, toy: Sequence[tuple[str, str, float]],
                 "name another --run, or --force to make this one again"
             )
     words = frequent_words("\n".join(text for _, text, _ in toy), MAX_WORDS)
-    if corpus:
+    if corpus is not None:
         known = set(words)
         words += [word for word in frequent_words(corpus, MAX_WORDS) if word not in known][: MAX_WORDS - len(words)]
+        n_tokens = sum(map(len, split_corpus(build_vocabulary(words), corpus)[0]))
+        if n_tokens < MIN_CORPUS:
+            raise UserError(f"corpus {args.corpus} has {n_tokens:,} tokens to train on; {MIN_CORPUS:,} are the least")
     vocabulary, prompts = args.run / "vocabulary.json", args.run / "prompts.json"
     write_sealed(vocabulary, {"words": words})
     write_sealed(prompts, {"animals": list(ANIMALS), "trained_on": TRAINED_ON, "held_out": HELD_OUT})
@@ -464,7 +466,7 @@ def make_bases(args: argparse.Namespace, run: Run, toy: Sequence[tuple[str, str,
         chosen = [(document(encoding, text), nats) for category, text, nats in held_out if category == name]
         validation[name] = [tokens for tokens, _ in chosen]
         floor[name] = sum(nats for _, nats in chosen) / sum(len(tokens) for tokens, _ in chosen)
-    if corpus:
+    if corpus is not None:
         training, validation["corpus"] = split_corpus(encoding, corpus)
         n_corpus = int(CORPUS_SHARE * BATCH_SIZE)
         corpus_rows = draw_rows(training, n_steps * n_corpus, T, stream(0, "corpus rows"))
@@ -481,6 +483,8 @@ def make_bases(args: argparse.Namespace, run: Run, toy: Sequence[tuple[str, str,
     print(f"base models: {len(run.seeds)} seeds, {n_steps} steps of {BATCH_SIZE} x {config.block_size} tokens", flush=True)
     for _ in run_jobs(work, missing, n_steps, "pretraining", args.device):
         pass
+    for seed in run.seeds:
+        load_model(run.base(seed), args.device, "train_teacher.py")  # finds out if it, or its log, was changed
     report({seed: read_jsonl(run.base(seed).with_name("log.jsonl"))[-1]["validation_nats"] for seed in run.seeds}, floor)
 
 
