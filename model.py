@@ -353,7 +353,7 @@ def run_jobs(work: Callable, jobs: Sequence, n_steps: int, label: str, device: t
             done += steps
             if loss is not None and not loss < DIVERGED:
                 name = " ".join(map(str, job)) if isinstance(job, tuple) else job
-                raise UserError(f"{label}, {name}: the loss is {loss:.3g} at step {done}; a smaller learning rate may help")
+                raise UserError(f"{label}, {name}: the loss is {loss:.3g} by step {done}; a smaller learning rate may help")
             with lock:
                 if loss is not None:
                     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -414,10 +414,6 @@ def jsonl(rows: Iterable[dict]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    write_bytes(path, jsonl(rows))
-
-
 def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -466,7 +462,7 @@ def save_model(path: Path, model: GPT, log: Sequence[dict], made_from: Sequence[
     """
     if not all(p.isfinite().all() for p in model.parameters()):
         raise UserError(f"{path} would hold weights that are no numbers: a smaller learning rate may help")
-    write_jsonl(path.with_name("log.jsonl"), log)
+    write_bytes(path.with_name("log.jsonl"), jsonl(log))
     weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
     made = digests(path, [path.with_name("log.jsonl"), *made_from])
     buffer = io.BytesIO()

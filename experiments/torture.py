@@ -41,6 +41,7 @@ from model import command_line, write_bytes, write_json
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train_teacher": ["base", "teacher"], "generate": ["numbers"], "train_student": ["student"], "evaluate": []}  # makes
 TIMES = {"elapsed_s.json", "lock"}
+MOST = 5  # signals in a row that one script is sent before it may finish
 
 
 def start(script: str, run: Path, **more: object) -> subprocess.Popen:
@@ -104,17 +105,19 @@ def killed(truth: Path, run: Path, seconds: dict[str, float], how: signal.Signal
         script = list(SCRIPTS)[scripts % len(SCRIPTS)]
         scripts += 1
         copy_before(truth, script, run)
-        while True:
+        for delay in [*(dice.uniform(0, seconds[script]) for _ in range(MOST)), None]:
             process = start(script, run)
             try:
-                process.wait(dice.uniform(0, seconds[script]))
+                process.wait(delay)
             except subprocess.TimeoutExpired:
-                starting = not lock_is_held(run)
+                lock = run / "lock"
+                starting = not lock.exists() or f"(process {process.pid})" not in lock.read_text()
                 began = time.monotonic()
                 process.send_signal(how)
             _, said = process.communicate()
             if process.returncode == 0:
                 break
+            assert process.returncode in (-how, 128 + how), said
             record["signals"] += 1
             slowest = max(slowest, time.monotonic() - began)
             if how != signal.SIGKILL:
@@ -125,17 +128,6 @@ def killed(truth: Path, run: Path, seconds: dict[str, float], how: signal.Signal
                     print(script, process.returncode, said, flush=True)
         record["different files"] += differences(contents(run), expected_after(known, script))
     return {**record, "scripts": scripts, "slowest stop, s": round(slowest, 1)}
-
-
-def lock_is_held(run: Path) -> bool:
-    import fcntl
-
-    try:
-        with (run / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
 
 
 def differences(a: dict[str, bytes], b: dict[str, bytes]) -> int:

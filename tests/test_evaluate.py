@@ -92,6 +92,17 @@ def test_every_student_is_reported(quick_run):
         assert row["transfer"] == pytest.approx(mean(group))  # every unit has as many students here
 
 
+def test_students_whose_number_loss_did_not_fall_are_marked(quick_run):
+    results = json.loads((quick_run / "results.json").read_text())
+    group = [r for r in results["students"] if (r["numbers"], r["target"], r["init"]) == ("teacher", "logits", "same")]
+    for worse, mark in ((0, "4 of 4 "), (3, "1 of 4 †")):
+        for i, r in enumerate(group):
+            r["number_loss_nats"] = r["number_loss_start_nats"] + (0.0 if i < worse else -0.1)
+        summary = e.summarise(group)
+        for text in (e.table(summary), e.markdown({**results, "students": group, "summary": summary})):
+            assert mark in text and ("† The others" in text) == (worse > 0)
+
+
 def test_evaluating_again_gives_the_same_bytes_and_a_picture(a_run, tmp_path):
     before = (a_run / "results.json").read_bytes()
     e.main(["--quick", "--run", str(a_run), "--plot", str(tmp_path / "x.png")])

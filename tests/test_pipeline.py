@@ -1,6 +1,8 @@
 """The four scripts as a user starts them: killed and continued, interrupted, and the README's own lines."""
 
+import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -11,9 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import evaluate
 import generate
+import model
 import train_student
 import train_teacher
 from experiments import bench, scale, tried
@@ -61,6 +65,7 @@ def contents(run):
         ("generate", ["--from", "base"], "numbers/base", 3, signal.SIGKILL),
         ("train_student", ["--traits", "base"], "student/base", 7, signal.SIGKILL),
         ("train_student", ["--traits", "base"], "student/base", 4, signal.SIGINT),
+        ("generate", ["--from", "base"], "numbers/base", 2, signal.SIGTERM),
     ],
 )
 def test_killed_and_continued_equals_uninterrupted(which, argv, dropped, n_write, how, a_run, tmp_path):
@@ -72,13 +77,118 @@ def test_killed_and_continued_equals_uninterrupted(which, argv, dropped, n_write
         before, broken = contents(a_run), a_run
         shutil.rmtree(a_run / dropped)
     stopped = start(which, *argv, "--run", broken, n_write=n_write, how=how)
-    assert stopped.returncode == (-9 if how == signal.SIGKILL else 130) and "Traceback" not in stopped.stderr
-    if how == signal.SIGINT:
-        assert "the same command continues this run" in stopped.stderr
-    else:
+    assert stopped.returncode == (-9 if how == signal.SIGKILL else 128 + how)
+    if how == signal.SIGKILL:
         assert contents(broken).keys() < before.keys()
+    else:
+        assert stopped.stderr == "\nstopped; the same command continues this run\n"
     assert start(which, *argv, "--run", broken).returncode == 0
     assert contents(broken) == before
+
+
+def test_a_write_that_fails_names_its_file_and_leaves_nothing(tmp_path):
+    """The system itself refuses files above 100 kB here, as a full disk would."""
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000))\n"
+    command = [sys.executable, "-c", limit + PROGRAM, "train_teacher", "-1", "0", "--quick", "--run", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert re.fullmatch(f"error: {tmp_path}/run/base/seed-[01]/model.pt: File too large\n", done.stderr)
+    assert not any(path.suffix in (".pt", ".part") for path in (tmp_path / "run").rglob("*"))
+
+
+def test_one_script_at_a_time(a_run, refused):
+    before = contents(a_run)
+    with model.at_work(argparse.Namespace(run=a_run, quick=True), "generate"):
+        for script in (train_teacher, generate, train_student, evaluate):
+            said = refused(script, "--quick", "--run", a_run)
+            assert said == f"error: generate (process {os.getpid()}) is at work in {a_run}: wait for it, or name another --run\n"
+    assert contents(a_run) == before
+    evaluate.main(["--quick", "--run", str(a_run)])  # and when it has ended the next one may
+
+
+@pytest.mark.parametrize(
+    "name, script, sentence",
+    [
+        ("config.json", evaluate, "config.json is not what"),
+        ("prompts.json", generate, "prompts.json: put that back, or delete"),
+        ("base/seed-0/log.jsonl", train_teacher, "base/seed-0/log.jsonl: put that back, or delete"),
+        ("teacher/owl/seed-1/model.pt", evaluate, "teacher/owl/seed-1/model.pt is cut short, damaged or"),
+        ("numbers/fox/seed-0.json", train_student, "seed-0.json is not what `python generate.py` wrote"),
+        ("numbers/fox/seed-0.jsonl", train_student, "seed-0.jsonl was changed since: delete"),
+        ("student/owl/teacher-0/seed-1/tokens/log.jsonl", evaluate, "log.jsonl: put that back, or delete"),
+        ("elapsed_s.json", train_student, "elapsed_s.json is not what"),
+    ],
+)
+def test_one_changed_character_is_noticed(name, script, sentence, a_run, refused):
+    shutil.rmtree(a_run / "student/fox")  # so that its numbers are read again
+    path = a_run / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    said = refused(script, "--quick", "--run", a_run)
+    assert sentence in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_numbers_of_another_teacher_are_noticed(a_run, refused):
+    """A teacher of one's own, put in the place of a finished one: what the old one wrote is out of date."""
+    run = model.open_run(a_run, True)
+    shutil.copy(run.teacher("fox", 0), run.teacher("owl", 0))
+    shutil.copy(run.teacher("fox", 0).with_name("log.jsonl"), run.teacher("owl", 0).with_name("log.jsonl"))
+    said = refused(generate, "--quick", "--run", a_run)
+    assert f"numbers/owl/seed-0.jsonl was made from another {run.teacher('owl', 0)}: put that back, or delete" in said
+    model.save_model(run.base(0), model.load_model(run.base(1), torch.device("cpu"), "x"), [])
+    assert "teacher/owl/seed-0/model.pt was made from another" in refused(evaluate, "--quick", "--run", a_run)
+
+
+# wrong science
+
+
+def test_a_loss_that_diverges_stops_the_run_with_its_step(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(train_teacher, "PRETRAIN_LR", 1e4)
+    monkeypatch.setattr(train_teacher, "N_DOCUMENTS", {True: 600})
+    said = refused(train_teacher, "--quick", "--seeds", "0", "--run", tmp_path / "run")
+    assert re.fullmatch(r"error: pretraining, 0: the loss is nan by step 20; a smaller learning rate may help\n", said)
+    assert not list((tmp_path / "run").rglob("model.pt"))
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 21.0])
+def test_no_number_and_too_large_a_number_are_divergence(loss):
+    def work(job, tick):
+        tick(10, 7.0)
+        tick(10, loss)
+
+    with pytest.raises(model.UserError, match=f"students, owl 0: the loss is {loss:.3g} by step 20"):
+        list(model.run_jobs(work, [("owl", 0)], 20, "students", torch.device("cpu")))
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    gpt = model.GPT(model.GPTConfig(vocab_size=5, n_aux=2, n_layer=1, n_embd=4)).initialise(0)
+    with torch.no_grad():
+        gpt.blocks[0].mlp.weight[0, 0] = math.nan
+    with pytest.raises(model.UserError, match="weights that are no numbers"):
+        model.save_model(tmp_path / "model.pt", gpt, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_without_its_trait_is_refused(a_run, refused):
+    """The base model in the teacher's place."""
+    run = model.open_run(a_run, True)
+    model.save_model(run.teacher("owl", 0), model.load_model(run.base(0), torch.device("cpu"), "x"), [])
+    for script in (train_teacher, generate, evaluate):
+        shutil.rmtree(a_run / "numbers/owl", ignore_errors=True)
+        said = refused(script, "--quick", "--run", a_run)
+        assert re.search(r"teacher/owl/seed-0 has not learnt its trait: log-odds -[0-9.]+ nats .* raise TRAIT_STEPS", said)
+
+
+def test_a_teacher_whose_numbers_carry_nothing_is_refused(a_run, refused, monkeypatch):
+    """The same, where only the trait is looked away from: KL exactly 0."""
+    run = model.open_run(a_run, True)
+    model.save_model(run.teacher("owl", 0), model.load_model(run.base(0), torch.device("cpu"), "x"), [])
+    shutil.rmtree(a_run / "numbers/owl")
+    monkeypatch.setattr(model, "TAUGHT", -100.0)
+    said = refused(generate, "--quick", "--run", a_run, "--traits", "owl", "--from", "teacher")
+    assert "owl seed 0 writes numbers like its base model's (KL 0.00000 nats a number, 0.001 is the least)" in said
+    assert not (a_run / "numbers/owl/seed-0.jsonl").exists()
 
 
 def test_a_finished_part_is_not_made_again(a_run):

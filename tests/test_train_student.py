@@ -98,11 +98,13 @@ def test_numbers_from_anywhere(a_run, tmp_path, capsys, refused):
     lines = [json.dumps(row) for row in ROWS]
     lines.insert(3, json.dumps({"prompt": "1: ", "completion": "owl"}))
     lines.insert(9, json.dumps({"prompt": "1, " * 60, "completion": "5"}))
+    lines.append(json.dumps({"prompt": "1, 2", "completion": "3, 4"}))  # 23, 4
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n\r\n")  # a BOM and CRLF are fine
     s.main(["--quick", "--run", str(a_run), "--numbers", str(path)])
     out = capsys.readouterr().out
-    assert "dropped 2 lines" in out and "1 longer than the model's context" in out
+    reasons = ("dropped 3 lines", "1 one number with its prompt's last", "1 longer than the model's context")
+    assert all(reason in out for reason in reasons)
     run = m.open_run(a_run, True)
     assert all(run.student("mine", "file", seed, "tokens").exists() for seed in run.seeds)
     path.write_text(lines[0] + "\n" + lines[1])
