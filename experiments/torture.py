@@ -110,8 +110,6 @@ def killed(truth: Path, run: Path, seconds: dict[str, float], how: signal.Signal
             try:
                 process.wait(delay)
             except subprocess.TimeoutExpired:
-                lock = run / "lock"
-                starting = not lock.exists() or f"(process {process.pid})" not in lock.read_text()
                 began = time.monotonic()
                 process.send_signal(how)
             _, said = process.communicate()
@@ -121,8 +119,9 @@ def killed(truth: Path, run: Path, seconds: dict[str, float], how: signal.Signal
             record["signals"] += 1
             slowest = max(slowest, time.monotonic() - began)
             if how != signal.SIGKILL:
-                right = process.returncode == 128 + how and said.count("\n") == 2 and said.startswith("\nstopped; ")
-                kind = "one line and the right code" if right else "while starting" if starting else "anything else"
+                handled = process.returncode == 128 + how
+                right = handled and said.count("\n") == 2 and said.startswith("\nstopped; ")
+                kind = "one line and the right code" if right else "anything else" if handled else "before or after its work"
                 record[kind] += 1
                 if kind == "anything else":
                     print(script, process.returncode, said, flush=True)
