@@ -658,9 +658,9 @@ def at_work(args: argparse.Namespace, script: str) -> Iterator[None]:
             raise UserError(f"{who} is at work in {run}: wait for it, or name another --run") from None
         with writing(run / "lock"):
             lock.truncate(0)
-            print(f"{script} (process {os.getpid()})", end="", file=lock, flush=True)
+            print(f"{script}.py (process {os.getpid()})", end="", file=lock, flush=True)
         path = run / "elapsed_s.json"
-        elapsed = read_sealed(path, script) if path.exists() else {}
+        elapsed = read_sealed(path, f"{script}.py") if path.exists() else {}
         yield
         write_sealed(path, {**elapsed, script: round(time.monotonic() - began, 1)})
 
@@ -695,7 +695,7 @@ def command_line(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
         print("\nstopped; the same command continues this run", file=sys.stderr)

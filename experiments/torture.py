@@ -169,7 +169,7 @@ def two_at_once(truth: Path, run: Path, n: int) -> dict:
         ends = [(process.communicate()[1], process.returncode) for process in (first, second)]
         refused = [said for said, code in ends if code == 2]
         record["pairs"] += 1
-        record["one worked, the other said who"] += len(refused) == 1 and f"{script} (process " in refused[0]
+        record["one worked, the other said who"] += len(refused) == 1 and f"{script}.py (process " in refused[0]
         record["one after the other"] += not refused
         record["different files"] += differences(contents(run), expected_after(known, script))
     return record

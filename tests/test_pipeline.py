@@ -101,7 +101,9 @@ def test_one_script_at_a_time(a_run, refused):
     with model.at_work(argparse.Namespace(run=a_run, quick=True), "generate"):
         for script in (train_teacher, generate, train_student, evaluate):
             said = refused(script, "--quick", "--run", a_run)
-            assert said == f"error: generate (process {os.getpid()}) is at work in {a_run}: wait for it, or name another --run\n"
+            assert (
+                said == f"error: generate.py (process {os.getpid()}) is at work in {a_run}: wait for it, or name another --run\n"
+            )
     assert contents(a_run) == before
     evaluate.main(["--quick", "--run", str(a_run)])  # and when it has ended the next one may
 
