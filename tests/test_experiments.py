@@ -1,8 +1,9 @@
 """The experiments compare like with like: both sides of a timing do the same sum."""
 
+import pytest
 import torch
 
-from experiments import bench
+from experiments import bench, tried
 from model import GPT
 
 
@@ -18,13 +19,14 @@ def gradients(step, model):
     return kept
 
 
-def test_the_plain_student_step_has_the_same_gradient():
+@pytest.mark.parametrize("other", [bench.plain_student_step, tried.written_out_student_step])
+def test_the_other_student_steps_have_the_same_gradient(other):
     for with_teacher in (False, True):
         student, teacher, batch = bench.student_setting(8)
         plain = GPT(bench.CONFIG).initialise(0)
         given = teacher if with_teacher else None
         ours = gradients(bench.student_step(student, given, batch), student)
-        slow = gradients(bench.plain_student_step(plain, given, batch), plain)
+        slow = gradients(other(plain, given, batch), plain)
         for a, b in zip(ours, slow, strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
