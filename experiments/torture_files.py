@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -107,8 +108,8 @@ def tally(cases: Sequence[tuple[str, str, dict]]) -> list[dict]:
 
 def all_cases(case: Callable[[int], tuple[str, str, dict]], n: int) -> list[dict]:
     """case(0) .. case(n - 1), tallied; one process a core."""
-    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        return tally(pool.map(case, range(n), chunksize=1))
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        return tally(list(pool.map(case, range(n))))
 
 
 def small_run(path: Path, *more: str) -> None:
