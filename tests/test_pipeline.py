@@ -254,6 +254,17 @@ def test_the_readme_s_sentences_are_the_committed_results():
     taught = [row for row in main["summary"] if row["numbers"] == "teacher"]
     assert len(taught) == 4 and all(row["number_loss_nats"] < row["number_loss_start_nats"] for row in taught)
     assert f"ends {above[0]:.1%} (tokens) and {above[1]:.1%} (logits) above".replace("%", " %") in text
+    worse = {
+        init: [
+            r["transfer"]
+            for r in main["students"]
+            if (r["numbers"], r["target"], r["init"]) == ("teacher", "tokens", init)
+            and r["number_loss_nats"] >= r["number_loss_start_nats"]
+        ]
+        for init in ("same", "different")
+    }
+    assert f"{len(worse['same'])} of the 8 students of sampled" in text and f"{len(worse['different'])} of the 8 from" in text
+    assert f"those three as to the others ({short(min(worse['same']))} to {short(max(worse['same']))})" in text
     largest = max(abs(r["transfer"]) for r in main["students"] if (r["numbers"], r["init"]) == ("teacher", "different"))
     assert 0.25 < largest < 0.34 and "by up to a third" in text
     same, different = ([short(cell(words, t, init)["transfer"]) for t in ("tokens", "logits")] for init in ("same", "different"))
