@@ -40,7 +40,7 @@ from model import command_line, write_bytes, write_json
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train_teacher": ["base", "teacher"], "generate": ["numbers"], "train_student": ["student"], "evaluate": []}  # makes
 TIMES = {"elapsed_s.json", "lock"}
-MOST = 5  # signals in a row that one script is sent before it may finish
+MOST = 10  # signals in a row that one script is sent before it may finish
 
 
 def start(script: str, run: Path, **more: object) -> subprocess.Popen:
@@ -117,7 +117,7 @@ def killed(truth: Path, run: Path, seconds: dict[str, float], how: signal.Signal
             _, said = process.communicate()
             if process.returncode == 0:
                 break
-            assert process.returncode in (-how, 128 + how), said
+            assert process.returncode in (-how, 128 + how) or "KeyboardInterrupt" in said, said  # Python itself may catch it
             record["signals"] += 1
             slowest = max(slowest, time.monotonic() - began)
             if how != signal.SIGKILL:
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     few = 10 if args.quick else 1
     with tempfile.TemporaryDirectory() as folder:
         truth, run = Path(folder) / "truth", Path(folder) / "run"
-        files = damaged_files(Path(folder), 1600 // few, 500 // few, 55 // few)
+        files = damaged_files(Path(folder), 1500 // few, 500 // few, 55 // few)
         seconds = whole_run(truth)
         print("undisturbed:", {script: round(s) for script, s in seconds.items()}, flush=True)
         processes = {}
@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(how.name, processes[how.name], flush=True)
         processes["full disk"] = full_disk(truth)
         print(processes["full disk"], flush=True)
-        processes["two at once"] = two_at_once(truth, run, 1 if args.quick else 3)
+        processes["two at once"] = two_at_once(truth, run, 1 if args.quick else 2)
         print(processes["two at once"], flush=True)
         repeated = again(truth, run)
     config = {**machine(), "quick": args.quick, "elapsed_s": round(time.monotonic() - began)}
