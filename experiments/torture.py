@@ -97,13 +97,13 @@ def expected_after(truth: dict[str, bytes], script: str) -> dict[str, bytes]:
 
 
 def killed(truth: Path, run: Path, seconds: dict[str, float], how: signal.Signals, n: int) -> dict:
-    """At least n signals at random moments, all four scripts in turn; each script is continued until it gets through."""
+    """At least n signals at random moments, the four scripts in turn; each one is continued until it gets through."""
     dice, known, slowest, scripts = random.Random(f"torture {how.name}"), contents(truth), 0.0, 0
     record = dict.fromkeys(["signals", "one line and the right code", "before or after its work", "anything else"], 0)
     if how == signal.SIGKILL:
         record = {"signals": 0}
     record["different files"] = 0
-    while record["signals"] < n or scripts % len(SCRIPTS):
+    while record["signals"] < n or scripts < len(SCRIPTS):
         script = list(SCRIPTS)[scripts % len(SCRIPTS)]
         scripts += 1
         copy_before(truth, script, run)
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = whole_run(truth)
         print("undisturbed:", {script: round(s) for script, s in seconds.items()}, flush=True)
         processes = {}
-        for how, n in ((signal.SIGKILL, 50), (signal.SIGINT, 15), (signal.SIGTERM, 15)):
+        for how, n in ((signal.SIGKILL, 50), (signal.SIGINT, 12), (signal.SIGTERM, 12)):
             processes[how.name] = killed(truth, run, seconds, how, n // few)
             print(how.name, processes[how.name], flush=True)
         processes["full disk"] = full_disk(truth)

@@ -44,7 +44,13 @@ def test_the_committed_result_is_whole_and_its_table_is_its_json():
     assert all(record["different files"] == 0 for record in [*processes.values(), *results["again"]])
     assert all(processes[name]["anything else"] == 0 for name in ("SIGINT", "SIGTERM"))
     assert processes["full disk"]["said otherwise"] == processes["full disk"]["half-written"] == 0
+    text = " ".join((ROOT / "README.md").read_text().split())
+    n = {how: processes[how]["signals"] for how in ("SIGKILL", "SIGINT", "SIGTERM")}
+    assert f"{n['SIGKILL']} SIGKILLs, {n['SIGINT']} Ctrl-Cs and {n['SIGTERM']} SIGTERMs at random moments" in text
+    stops, pairs = processes["full disk"]["stops"], processes["two at once"]["pairs"]
+    assert f"{stops} stops by a full disk, {pairs} scripts started twice" in text
     rows = [row for rows in results["files"].values() for row in rows]
     assert sum(row["cases"] for row in rows) >= 2000 and not any(row["wrong"] for row in rows)
+    assert f"{sum(row['cases'] for row in rows):,} damaged or foreign files" in text
     assert max(row["slowest_s"] for row in rows) < torture_files.SECONDS
     assert max(row["peak_mib"] for row in rows) < torture_files.MIB
