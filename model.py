@@ -644,6 +644,7 @@ def at_work(args: argparse.Namespace, script: str) -> Iterator[None]:
     UserError if another process holds it. The system lets go when a process ends, however it ends.
     """
     run, began = args.run, time.monotonic()
+    torch.set_num_threads(1)  # sums in one order: the last bit does not depend on the number of cores either
     try:
         lock = (run / "lock").open("a+")
     except FileNotFoundError:

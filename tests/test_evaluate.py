@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from itertools import permutations
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -108,6 +112,14 @@ def test_evaluating_again_gives_the_same_bytes_and_a_picture(a_run, tmp_path):
     e.main(["--quick", "--run", str(a_run), "--plot", str(tmp_path / "x.png")])
     assert (a_run / "results.json").read_bytes() == before
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_number_of_threads_changes_no_bit(a_run):
+    before = (a_run / "results.json").read_bytes()
+    argv = [sys.executable, "evaluate.py", "--quick", "--run", str(a_run)]
+    for n in ("1", "2"):
+        subprocess.run(argv, cwd=Path(e.__file__).parent, env={**os.environ, "OMP_NUM_THREADS": n}, check=True)
+        assert (a_run / "results.json").read_bytes() == before
 
 
 def test_bad_input(refused, a_run, tmp_path):
