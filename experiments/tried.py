@@ -161,7 +161,7 @@ def tried(n: int) -> list[dict]:
                 n,
                 kept=False,
                 expected="0.9",
-                why="a tenth of a stage's time for a tenth more lines, and a second way to the same loss",
+                why="a few per cent for a tenth more lines and a second way to the same loss",
             )
             for target, given, some in (("tokens", None, batch), ("logits", teacher, batch[:32]))
         ),
