@@ -8,7 +8,9 @@
 Every rung is the main pipeline with other --n-layer, --n-head, --n-embd: same text, same steps, same 8,000 sequences of
 the same 1,000 numbers, so the token budget is fixed. One rung is repeated with one thing changed, to see what growth has
 to be paid with: four times the sequences and student steps, twice the learning rate of the teachers, twice the standard
-deviation of the head's rows. Two traits, two seeds, both fixed here; every rung stays in the table.
+deviation of the head's rows. The largest is repeated with real text, half a megabyte of English on any machine: the Python
+reference out of the standard library, in half of every batch. Two traits, two seeds, both fixed here; every rung stays in
+the table.
 
 Reads    nothing, or --corpus
 Writes   results/scale.json, results/scale.md, results/scale.png; the runs in runs/scale/ (finished parts are kept)
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pydoc_data.topics
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,7 +59,7 @@ SIZES = {
 }
 ON_A_CPU = ["0.1M", "0.3M", "0.6M", "2M"]
 PLAIN = "as the main run"
-CHANGES = {"0.6M": ["tokens x4", "teacher x2", "head x2"]}  # rungs repeated with one thing changed
+CHANGES = {"0.6M": ["tokens x4", "teacher x2", "head x2"], "2M": ["real text"]}  # rungs repeated with one thing changed
 TRAITS = ["owl", "fox"]
 
 
@@ -93,7 +96,11 @@ def run_rung(name: str, change: str, args: argparse.Namespace) -> dict:
         wider_heads(folder, plain, args.quick, pick_device(args.device))
     common = ["--run", str(folder), *(["--quick"] if args.quick else []), *(["--device", args.device] if args.device else [])]
     sizes = ["--n-layer", str(n_layer), "--n-head", str(n_head), "--n-embd", str(n_embd)]
-    corpus = ["--corpus", str(args.corpus)] if args.corpus else []
+    text = args.corpus
+    if change == "real text" and not text:
+        text = plain.parent / "python_reference.txt"
+        text.write_text("\n\n".join(pydoc_data.topics.topics.values()), encoding="utf-8")
+    corpus = ["--corpus", str(text)] if text else []
     times = 4 if change == "tokens x4" else 1
     with (
         patch.multiple("train_teacher", TRAIT_LR=train_teacher.TRAIT_LR * (2 if change == "teacher x2" else 1)),
@@ -124,7 +131,7 @@ def run_rung(name: str, change: str, args: argparse.Namespace) -> dict:
 CELLS = [("tokens", "same"), ("tokens", "different"), ("logits", "same"), ("logits", "different")]
 
 
-MARKERS = {PLAIN: "o", "tokens x4": "^", "teacher x2": "s", "head x2": "D"}
+MARKERS = {PLAIN: "o", "tokens x4": "^", "teacher x2": "s", "head x2": "D", "real text": "v"}
 
 
 def cell(rung: dict, target: str, init: str) -> dict:
