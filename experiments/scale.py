@@ -1,6 +1,6 @@
 """Does the effect survive growth, and what has to grow with it?
 
-    python -m experiments.scale                     # about 0.1, 0.3, 0.6 and 2 million parameters: 30 minutes on 2 CPU cores
+    python -m experiments.scale                     # about 0.1, 0.3, 0.6 and 2 million parameters: 40 minutes on 2 CPU cores
     python -m experiments.scale --sizes 0.1M 0.3M   # some of the ladder
     python -m experiments.scale --corpus FILE       # with real text in half of every batch
     python -m experiments.scale --quick             # 0.3M and 0.6M, by the scripts' --quick
@@ -8,9 +8,8 @@
 Every rung is the main pipeline with other --n-layer, --n-head, --n-embd: same text, same steps, same 8,000 sequences of
 the same 1,000 numbers, so the token budget is fixed. One rung is repeated with one thing changed, to see what growth has
 to be paid with: four times the sequences and student steps, twice the learning rate of the teachers, twice the standard
-deviation of the head's rows. The largest is repeated with real text, half a megabyte of English on any machine: the Python
-reference out of the standard library, in half of every batch. Two traits, two seeds, both fixed here; every rung stays in
-the table.
+deviation of the head's rows. Two are repeated with real text in half of every batch: half a megabyte of English that every
+Python brings along, its own reference. Two traits, two seeds, both fixed here; every rung stays in the table.
 
 Reads    nothing, or --corpus
 Writes   results/scale.json, results/scale.md, results/scale.png; the runs in runs/scale/ (finished parts are kept)
@@ -59,7 +58,11 @@ SIZES = {
 }
 ON_A_CPU = ["0.1M", "0.3M", "0.6M", "2M"]
 PLAIN = "as the main run"
-CHANGES = {"0.6M": ["tokens x4", "teacher x2", "head x2"], "2M": ["real text"]}  # rungs repeated with one thing changed
+CHANGES = {  # rungs repeated with one thing changed
+    "0.3M": ["real text"],
+    "0.6M": ["tokens x4", "teacher x2", "head x2"],
+    "2M": ["real text"],
+}
 TRAITS = ["owl", "fox"]
 
 
