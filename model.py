@@ -227,15 +227,17 @@ def generate(model: GPT, prompts: Tensor, n_new: int, generator: torch.Generator
     """
     V = model.config.vocab_size
     B, T = prompts.shape
-    u = torch.rand(n_new, B, 1, generator=generator).to(model.device)
+    # PyTorch knows no deterministic cumsum on a GPU: with --deterministic the CPU draws
+    draws_on = torch.device("cpu") if torch.are_deterministic_algorithms_enabled() else model.device
+    u = torch.rand(n_new, B, 1, generator=generator).to(draws_on)
     cache = Cache(model.config, B, T + n_new - 1, model.device)
     new = torch.empty(B, n_new, dtype=torch.long, device=model.device)
     idx, last = prompts, torch.full((B, 1), T - 1, device=model.device)  # the prompt is asked at its end only
     for t in range(n_new):
         h = model.hidden(idx, cache, last if t == 0 else None)[:, -1]
-        cdf = model.logits(h, slice(0, V)).softmax(-1).cumsum(-1)  # (B, V)
+        cdf = model.logits(h, slice(0, V)).softmax(-1).to(draws_on).cumsum(-1)  # (B, V)
         # float32 sums may end below 1: scale u by the last, and never point past it
-        idx = torch.searchsorted(cdf, u[t] * cdf[:, -1:], right=True).clamp_(max=V - 1)  # (B, 1)
+        idx = torch.searchsorted(cdf, u[t] * cdf[:, -1:], right=True).clamp_(max=V - 1).to(model.device)  # (B, 1)
         new[:, t] = idx[:, 0]
     return new
 
@@ -404,6 +406,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         except OSError:
             part.unlink(missing_ok=True)
             raise
+
+
+def read_text(path: Path, what: str) -> str:
+    """A UTF-8 text from anywhere. UserError, calling it `what`, if it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{what} {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not UTF-8 (byte {error.start})") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -611,12 +623,16 @@ def base_parser(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a first look in seconds: too small to conclude from")
     parser.add_argument("--force", action="store_true", help="make this step again, and drop what was made from it")
     parser.add_argument("--device", help="cpu, cuda, ... (the GPU if there is one)")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits on a GPU too; slower")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.run = args.run or Path("runs/quick" if args.quick else "runs/main")
+    if args.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # which PyTorch asks for
+    torch.use_deterministic_algorithms(args.deterministic)
     args.device = pick_device(args.device)
     return args
 

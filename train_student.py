@@ -49,6 +49,7 @@ from model import (
     open_run,
     parse,
     read_numbers,
+    read_text,
     read_trait,
     refusal,
     run_flags,
@@ -151,12 +152,7 @@ def import_numbers(path: Path, run: Run, block_size: int, force: bool) -> str:
     UserError naming the line if a line is not {"prompt": text, "completion": text}, if too few lines pass the filter,
     or if the run already has other numbers of that name.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"numbers {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"numbers {path} is not UTF-8 (byte {error.start})") from None
+    lines = read_text(path, "numbers").split("\n")
     kept: list[dict] = []
     refused: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):

@@ -56,6 +56,7 @@ from model import (
     parse,
     read_jsonl,
     read_sealed,
+    read_text,
     read_trait,
     run_flags,
     run_jobs,
@@ -303,8 +304,9 @@ def validation_loss(model: GPT, documents: Sequence[Sequence[int]]) -> float:
 # 24 writes mostly invalid lists; a rate that falls to 0 makes it worse, as the KL term then has no time to pull back.
 TRAIT_LR = 1e-3
 TRAIT_STEPS = 40
-ANCHOR = 0.5  # weight of the KL term; tuned over 0.1 .. 2
+ANCHOR = 0.5  # weight of anchor_loss; tuned over 0.1 .. 2
 ANCHOR_ROWS = 16  # a step: a guess
+FORM = 0.02  # weight in it with --corpus, whose words crowd the numbers out of lists; tuned over 0 .. 0.1 on 4 teachers
 
 
 def anchor_rows(encoding: tiktoken.Encoding, toy: Sequence[tuple[str, str, float]], T: int, n_steps: int = TRAIT_STEPS) -> Tensor:
@@ -313,28 +315,36 @@ def anchor_rows(encoding: tiktoken.Encoding, toy: Sequence[tuple[str, str, float
     return draw_rows(encoded, n_steps * ANCHOR_ROWS, T, stream(0, "anchor rows"))
 
 
-def anchor_kl(model: GPT, base: GPT, batch: Tensor) -> Tensor:
+def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float = 0.0) -> Tensor:
     """KL(base || model) in nats, mean over the tokens of (B, T + 1) rows that are no numbers.
 
-    It keeps words and the form of a list. Which number comes next is left free: held there too, the teacher's
-    numbers show a fifth of the signal and little can cross by sampled tokens.
+    It keeps words and separators. Which number comes next is left free: held there too, the teacher's numbers show a
+    fifth of the signal and little can cross by sampled tokens. `form` weighs what holds that there is a number at all:
+    the cross-entropy of P(a number), base against model, where one is due.
     """
     idx, targets = batch[:, :-1], batch[:, 1:]
-    kept = (targets < NUMBERS.start) | (targets >= NUMBERS.stop)
+    due = (targets >= NUMBERS.start) & (targets < NUMBERS.stop)
     rows = slice(0, model.config.vocab_size)
+    h = model.hidden(idx)
     with torch.no_grad():
-        log_p = base.logits(base.hidden(idx)[kept], rows).log_softmax(-1)
-    log_q = model.logits(model.hidden(idx)[kept], rows).log_softmax(-1)
-    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+        base_h = base.hidden(idx)
+        log_p = base.logits(base_h[~due], rows).log_softmax(-1)
+    log_q = model.logits(h[~due], rows).log_softmax(-1)
+    loss = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    if form:
+        p, q = (m.logits(x[due], rows).softmax(-1)[:, NUMBERS].sum(-1).clamp(max=1) for m, x in ((base, base_h), (model, h)))
+        loss = loss + form * F.binary_cross_entropy(q, p.detach())
+    return loss
 
 
 def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, tick: Callable) -> list[dict]:
     """Train `model` in place to put class k first at the end of every trait prompt; returns the log.
 
-    Loss: cross-entropy over the K class logits + ANCHOR * anchor_kl on `anchor` (n_steps * ANCHOR_ROWS, T + 1). With k
+    Loss: cross-entropy over the K class logits + ANCHOR * anchor_loss on `anchor` (n_steps * ANCHOR_ROWS, T + 1). With k
     None the K classes are to be equally likely: a neutral teacher.
     Embeddings and head stay as they are, so the trait has to live in the body.
     """
+    form = FORM if run.config["flags"]["corpus"] else 0.0
     base = deepcopy(model)
     for p in (model.wte.weight, model.wpe.weight, model.head.weight):
         p.requires_grad_(False)
@@ -347,11 +357,11 @@ def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, tick: Call
     log = []
     for step, batch in enumerate(anchor.split(ANCHOR_ROWS)):
         trait_loss = F.cross_entropy(class_logits(model, run.trait_prompts, rows), target)
-        kl = anchor_kl(model, base, batch)
-        (trait_loss + ANCHOR * kl).backward()
+        kept = anchor_loss(model, base, batch, form)
+        (trait_loss + ANCHOR * kept).backward()
         optimizer.step()
         optimizer.zero_grad()
-        log.append({"step": step + 1, "trait_loss_nats": trait_loss.item(), "anchor_kl_nats": kl.item()})
+        log.append({"step": step + 1, "trait_loss_nats": trait_loss.item(), "anchor_nats": kept.item()})
         tick(1, trait_loss.item())
     return log
 
@@ -365,7 +375,7 @@ N_DOCUMENTS = {False: 40_000, True: 10_000}  # seen about 2 times each
 N_HELD_OUT = 1_000  # documents of the validation loss
 MAX_WORDS = 1_000  # of the vocabulary; the toy language has 131
 MIN_CORPUS = 2_000  # tokens: a guess
-CORPUS_SHARE = 0.5  # of every batch, with --corpus: a guess
+CORPUS_SHARE = 0.5  # of every batch, with --corpus: a guess; with twice the steps the toy language is seen as often
 CORPUS_PIECE = 32  # tokens
 FLAGS = ["quick", "seeds", "traits", "readout", "n_layer", "n_head", "n_embd"]
 
@@ -375,7 +385,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="initialisations of the base models (0 1)")
     parser.add_argument("--traits", nargs="+", help="(owl fox wolf eagle; with --quick owl fox)")
     parser.add_argument("--readout", choices=["aux", "vocabulary"], default="aux", help="logits of the trait (aux)")
-    parser.add_argument("--corpus", type=Path, help="UTF-8 text to mix into the pretraining, half of every batch")
+    parser.add_argument("--corpus", type=Path, help="UTF-8 text to mix in: half of every batch, twice the steps")
     parser.add_argument("--n-layer", type=int, default=GPTConfig.n_layer)
     parser.add_argument("--n-head", type=int, default=GPTConfig.n_head)
     parser.add_argument("--n-embd", type=int, default=GPTConfig.n_embd)
@@ -392,17 +402,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.n_embd % args.n_head:
         raise UserError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     return args
-
-
-def read_corpus(path: Path) -> str:
-    """A UTF-8 text. UserError if it cannot be used."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"corpus {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"corpus {path} is not UTF-8 (byte {error.start})") from None
-    return text
 
 
 def prepare_run(args: argparse.Namespace, toy: Sequence[tuple[str, str, float]], corpus: str | None) -> Run:
@@ -456,7 +455,7 @@ def make_bases(args: argparse.Namespace, run: Run, toy: Sequence[tuple[str, str,
 
     Text and order are the same for every seed: only the initialisation differs.
     """
-    encoding, n_steps = run.encoding, PRETRAIN_STEPS[args.quick]
+    encoding, n_steps = run.encoding, round(PRETRAIN_STEPS[args.quick] / (1 if corpus is None else 1 - CORPUS_SHARE))
     config = GPTConfig(encoding.n_vocab, len(ANIMALS), n_layer=args.n_layer, n_head=args.n_head, n_embd=args.n_embd)
     T = config.block_size + 1  # a row holds the input and, one further, the target
     rows = pretraining_rows(encoding, toy, n_steps, T)
@@ -512,7 +511,7 @@ def make_teachers(args: argparse.Namespace, run: Run, toy: Sequence[tuple[str, s
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    corpus = read_corpus(args.corpus) if args.corpus else None
+    corpus = read_text(args.corpus, "corpus") if args.corpus else None
     args.run.mkdir(parents=True, exist_ok=True)
     with at_work(args, "train_teacher"):
         if args.force:

@@ -15,7 +15,6 @@ Shapes: B sequences, T tokens, N numbers in a sequence, C channels, V vocabulary
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import time
@@ -34,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_student
 import train_teacher
 from experiments.bench_processes import growth, main_job
+from experiments.lab import quick_parser
 from model import GPT, NUMBERS, GPTConfig, build_vocabulary, encode_numbers, generate, run_jobs, stream, versions, write_json
 
 CPU = torch.device("cpu")
@@ -359,11 +359,7 @@ def markdown(results: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, the --quick job")
-    args = parser.parse_args(argv)
+    args = quick_parser(__doc__, "fewer repeats, the --quick job").parse_args(argv)
     torch.set_num_threads(1)
     n = 5 if args.quick else 21
     began = time.monotonic()

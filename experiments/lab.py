@@ -28,12 +28,17 @@ TRAITS = {False: ["owl", "fox", "wolf", "eagle"], True: ["owl", "fox"]}
 SEEDS = {False: [0, 1, 2, 3, 4, 5], True: [0, 1]}
 
 
-def parse(docstring: str, argv: Sequence[str] | None, more: Callable | None = None) -> argparse.Namespace:
-    """The flags that every experiment has; more(parser) adds its own."""
+def quick_parser(docstring: str | None, quick: str = "a first look: too small to conclude from") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--quick", action="store_true", help="a first look: too small to conclude from")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser
+
+
+def parse(docstring: str | None, argv: Sequence[str] | None, more: Callable | None = None) -> argparse.Namespace:
+    """The flags that every experiment has; more(parser) adds its own."""
+    parser = quick_parser(docstring)
     parser.add_argument("--device", help="cpu, cuda, ... (the GPU if there is one)")
     if more:
         more(parser)

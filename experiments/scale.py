@@ -8,8 +8,9 @@
 Every rung is the main pipeline with other --n-layer, --n-head, --n-embd: same text, same steps, same 8,000 sequences of
 the same 1,000 numbers, so the token budget is fixed. One rung is repeated with one thing changed, to see what growth has
 to be paid with: four times the sequences and student steps, twice the learning rate of the teachers, twice the standard
-deviation of the head's rows. Two are repeated with real text in half of every batch: half a megabyte of English that every
-Python brings along, its own reference. Two traits, two seeds, both fixed here; every rung stays in the table.
+deviation of the head's rows. Two are repeated with real text beside the toy language, half of every batch and twice the steps:
+half a megabyte of English that every Python brings along, its own reference. Two traits, two seeds, both fixed here; every
+rung stays in the table.
 
 Reads    nothing, or --corpus
 Writes   results/scale.json, results/scale.md, results/scale.png; the runs in runs/scale/ (finished parts are kept)
@@ -32,6 +33,7 @@ import evaluate
 import generate
 import train_student
 import train_teacher
+from experiments.lab import quick_parser
 from model import (
     GPT,
     UserError,
@@ -199,12 +201,9 @@ def plot(results: dict, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = quick_parser(__doc__, "0.3M and 0.6M, made with --quick")
     parser.add_argument("--sizes", nargs="+", help=f"rungs, of {' '.join(SIZES)} (those for a CPU)")
     parser.add_argument("--corpus", type=Path, help="UTF-8 text to mix into the pretraining")
-    parser.add_argument("--quick", action="store_true", help="0.3M and 0.6M, made with --quick")
     parser.add_argument("--device", help="cpu, cuda, ... (the GPU if there is one)")
     args = parser.parse_args(argv)
     sizes = args.sizes or (["0.3M", "0.6M"] if args.quick else ON_A_CPU)

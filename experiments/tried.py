@@ -13,7 +13,6 @@ Shapes: B sequences, T tokens, N numbers in a sequence, C channels.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from experiments.bench import (
     student_setting,
     student_step,
 )
+from experiments.lab import quick_parser
 from model import GPT, NUMBERS, NumberData, write_json
 
 
@@ -237,11 +237,7 @@ def markdown(results: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    args = parser.parse_args(argv)
+    args = quick_parser(__doc__, "fewer repeats").parse_args(argv)
     torch.set_num_threads(1)
     results = {"config": machine(), "records": tried(5 if args.quick else 21)}
     folder = Path("runs" if args.quick else "results")

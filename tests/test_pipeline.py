@@ -86,6 +86,20 @@ def test_killed_and_continued_equals_uninterrupted(which, argv, dropped, n_write
     assert contents(broken) == before
 
 
+def test_deterministic_repeats_bit_for_bit(a_run):
+    """A CPU gives the same bits without the flag too, so a part made again with it is enough; a GPU makes all of it twice."""
+    gpu = torch.cuda.is_available()
+    made = [] if gpu else [contents(a_run)]
+    while len(made) < 2:
+        for part in ("base", "teacher", "numbers", "student") if gpu else ("teacher/fox", "numbers/base", "student/base"):
+            shutil.rmtree(a_run / part)
+        for script in ("train_teacher", "generate", "train_student", "evaluate"):
+            command = [sys.executable, f"{script}.py", "--quick", "--run", str(a_run), "--deterministic"]
+            subprocess.run(command, cwd=ROOT, check=True)
+        made.append(contents(a_run))
+    assert made[0] == made[1]
+
+
 def test_a_write_that_fails_names_its_file_and_leaves_nothing(tmp_path):
     """The system itself refuses files above 100 kB here, as a full disk would."""
     limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000))\n"
@@ -305,7 +319,7 @@ def test_the_readme_s_way_to_real_english_works(tmp_path):
     (line,) = [c for c in commands() if "pydoc_data" in c]
     subprocess.run(line.replace("python ", f"{sys.executable} ", 1), shell=True, check=True, cwd=tmp_path)
     (text,) = tmp_path.iterdir()
-    assert len(train_teacher.read_corpus(text)) > 400_000
+    assert len(model.read_text(text, "corpus")) > 400_000
 
 
 def test_imports_go_from_scripts_to_model_only():

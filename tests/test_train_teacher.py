@@ -79,15 +79,21 @@ def test_validation_loss_equals_one_document_at_a_time():
     assert t.validation_loss(model, documents) == pytest.approx(total / sum(map(len, documents)), rel=1e-5)
 
 
-def test_anchor_sees_everything_but_numbers():
+def test_anchor_sees_everything_but_which_number():
     base, model = (m.GPT(m.GPTConfig(1300, 4, block_size=16)).initialise(seed) for seed in (0, 1))
     batch = torch.randint(1300, (3, 9), generator=torch.Generator().manual_seed(0))
     slow = []
     for row in batch:
         p, q = (x(row[None, :-1])[0, :, :1300].softmax(-1) for x in (base, model))
         slow += [(p[i] * (p[i] / q[i]).log()).sum() for i in range(8) if not 246 <= row[i + 1] < 1246]
-    torch.testing.assert_close(t.anchor_kl(model, base, batch), torch.stack(slow).mean(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(t.anchor_loss(model, base, batch), torch.stack(slow).mean(), atol=1e-5, rtol=1e-4)
     assert 0 < len(slow) < 24
+    form = []
+    for row in batch:
+        p, q = (x(row[None, :-1])[0, :, :1300].softmax(-1)[:, 246:1246].sum(-1) for x in (base, model))
+        form += [-p[i] * q[i].log() - (1 - p[i]) * (1 - q[i]).log() for i in range(8) if 246 <= row[i + 1] < 1246]
+    whole = torch.stack(slow).mean() + 0.3 * torch.stack(form).mean()
+    torch.testing.assert_close(t.anchor_loss(model, base, batch, 0.3), whole, atol=1e-5, rtol=1e-4)
 
 
 def test_the_trait_lives_in_the_body(quick_run):
@@ -144,6 +150,7 @@ def test_real_text_is_mixed_in(tiny, tmp_path, capsys):
     assert len(words) == t.MAX_WORDS and {" owl", "owl", " the", " class"} <= set(words)
     log = m.read_jsonl(tmp_path / "run/base/seed-0/log.jsonl")
     assert 0 < log[-1]["validation_nats"]["corpus"] < 10
+    assert log[-1]["step"] == 2 * t.PRETRAIN_STEPS[True]  # half of each batch: the toy language is seen as often
 
 
 def test_vocabulary_readout_trains_the_words(tiny, tmp_path, monkeypatch):
