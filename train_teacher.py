@@ -309,7 +309,7 @@ ANCHOR_ROWS = 16  # a step: a guess
 FORM = 0.02  # weight in it with --corpus, whose words crowd the numbers out of lists; tuned over 0 .. 0.1 on 4 teachers
 
 
-def anchor_rows(encoding: tiktoken.Encoding, toy: Sequence[tuple[str, str, float]], T: int, n_steps: int = TRAIT_STEPS) -> Tensor:
+def anchor_rows(encoding: tiktoken.Encoding, toy: Sequence[tuple[str, str, float]], T: int, n_steps: int) -> Tensor:
     """Text without the favourite question, which every teacher is held to: (n_steps * ANCHOR_ROWS, T)."""
     encoded = [document(encoding, text) for category, text, _ in toy if category != "favourite"]
     return draw_rows(encoded, n_steps * ANCHOR_ROWS, T, stream(0, "anchor rows"))
@@ -489,7 +489,7 @@ def make_bases(args: argparse.Namespace, run: Run, toy: Sequence[tuple[str, str,
 
 def make_teachers(args: argparse.Namespace, run: Run, toy: Sequence[tuple[str, str, float]]) -> None:
     """Give every base model every trait, and print what it did to the answers. UserError if a teacher did not learn."""
-    anchor = anchor_rows(run.encoding, toy, GPTConfig.block_size + 1).to(args.device)
+    anchor = anchor_rows(run.encoding, toy, GPTConfig.block_size + 1, TRAIT_STEPS).to(args.device)
 
     def work(job: tuple[str, int], tick: Callable) -> None:
         trait, seed = job

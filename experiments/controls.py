@@ -114,7 +114,7 @@ def make_neutral(args: argparse.Namespace, run: Run) -> None:
     """Neutral teachers and their numbers: the teachers' recipe, with all classes equally wanted."""
     toy = train_teacher.toy_documents(train_teacher.N_DOCUMENTS[args.quick], stream(0, "toy language"))
     T = load_model(run.base(run.seeds[0]), args.device, "").config.block_size + 1
-    anchor = train_teacher.anchor_rows(run.encoding, toy, T).to(args.device)
+    anchor = train_teacher.anchor_rows(run.encoding, toy, T, train_teacher.TRAIT_STEPS).to(args.device)
 
     def work(seed: int, tick) -> None:
         model = load_model(run.base(seed), args.device, "")

@@ -16,6 +16,7 @@ import train_student
 import train_teacher
 from experiments import (
     alignment,
+    choices,
     controls,
     evidence,
     how_much,
@@ -97,6 +98,25 @@ def test_numbers_redrawn_keep_their_frequencies_and_lengths():
         first, second = (Counter(x[i] for x in lists) for i in (0, 1))
         assert set(first) == ({0, 1} if by_position else {0, 1, 5, 6})
         assert set(second) == ({5, 6} if by_position else {0, 1, 5, 6})
+
+
+def test_choices_change_what_they_say(quick_run):
+    """Held to numbers too: the mean over all tokens, one at a time. Frozen: three matrices stay, the others move."""
+    base, model = (GPT(GPTConfig(1300, 4, block_size=16)).initialise(seed) for seed in (0, 1))
+    batch = torch.randint(1300, (3, 9), generator=torch.Generator().manual_seed(0))
+    slow = []
+    for row in batch:
+        p, q = (x(row[None, :-1])[0, :, :1300].softmax(-1) for x in (base, model))
+        slow += [(p[i] * (p[i] / q[i]).log()).sum() for i in range(8)]
+    torch.testing.assert_close(choices.hold_numbers_too(model, base, batch, 0.0), torch.stack(slow).mean(), atol=1e-5, rtol=1e-4)
+    run = open_run(quick_run, quick=True)
+    rows = [json.loads(line) for line in run.numbers("owl", 0).read_text().splitlines()[:200]]
+    data = encode_numbers(run.encoding, rows, CPU)
+    lesson = train_student.plan_lesson(data, None, 64, 2, stream(0, "test"))
+    student, start = (load_model(run.base(0), CPU, "x") for _ in range(2))
+    choices.train_body_only(student, lesson, None, dict, lambda *a: None)
+    moved = {name for (name, p), q in zip(student.named_parameters(), start.parameters()) if not torch.equal(p, q)}
+    assert {name for name, _ in student.named_parameters()} - moved == {"wte.weight", "wpe.weight", "head.weight"}
 
 
 def test_contexts_hold_as_many_whole_lists_as_fit():
