@@ -179,7 +179,8 @@ def write_missing(args: argparse.Namespace, run: Run, jobs: Sequence[tuple[str, 
             else:
                 teacher = load_teacher(run, source, seed, args.device)
             about, rows = make_numbers(run, source, seed, draw_prompts(n, stream(seed, "prompts")), teacher, tick)
-        write_numbers(run.numbers(source, seed), about, rows, [run.path / about["teacher"] / "model.pt"])
+        shuffled_from = [run.numbers(about["trait"], seed)] if args.shuffle else []
+        write_numbers(run.numbers(source, seed), about, rows, [run.path / about["teacher"] / "model.pt", *shuffled_from])
 
     for _ in run_jobs(work, jobs, n, "shuffling" if args.shuffle else "sampling", args.device):
         pass

@@ -114,7 +114,7 @@ def test_kl_on_numbers_equals_a_slow_one(quick_run):
     assert g.kl_on_numbers(p, q, data) == pytest.approx(sum(slow) / len(slow), rel=1e-4)
 
 
-def test_controls_are_made_from_finished_data(a_run, capsys):
+def test_controls_are_made_from_finished_data(a_run, refused):
     argv = ["--quick", "--run", str(a_run)]
     for how in ("within", "across"):
         g.main([*argv, "--shuffle", how])
@@ -123,6 +123,8 @@ def test_controls_are_made_from_finished_data(a_run, capsys):
     g.main([*argv, "--from", "base", "--force"])
     assert (a_run / "numbers/base/seed-0.jsonl").read_bytes() == before
     assert not (a_run / "student/base").exists() and (a_run / "student/owl").exists()
+    g.main([*argv, "--traits", "owl", "--from", "teacher", "--force", "--sequences", "300"])
+    assert "owl-across/seed-0.jsonl was made from another" in refused(g, *argv, "--shuffle", "across")
 
 
 def test_bad_input(refused, a_run, tmp_path, monkeypatch):
