@@ -53,10 +53,8 @@ from model import (
 
 DRAWS = 10_000  # of the bootstrap, and of the permutation test where there are too many permutations to try all
 
-
 # --------------------------------------------------------------------------------------------------------------------
 # records: one for each student and trait
-
 
 STUDENT = re.compile(r".*/student/([^/]+)/teacher-(-?[0-9]+|file)/seed-(-?[0-9]+)/(tokens|logits)/model\.pt")
 
@@ -170,7 +168,8 @@ def permutation_p(units: Sequence[tuple[Sequence[float], Sequence[float]]], seed
     return (1 + (drawn.sum(0) >= observed).sum().item()) / (1 + DRAWS)
 
 
-ORDER = ["teacher", "base", "within", "across", "file"]  # of the kinds of numbers; an experiment's own follow
+# The kinds of numbers, in the table's order; an experiment's own follow.
+KINDS = dict(teacher="the teacher's", base="base model's", within="shuffled within", across="shuffled across", file="from a file")
 
 
 def summarise(records: Sequence[dict]) -> list[dict]:
@@ -179,7 +178,7 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     for r in records:
         groups.setdefault((r["numbers"], r["target"], r["init"]), []).append(r)
     rows = []
-    order = ORDER + sorted({numbers for numbers, _, _ in groups} - {*ORDER})
+    order = [*KINDS, *sorted({numbers for numbers, _, _ in groups} - {*KINDS})]
     for numbers, target, init in sorted(groups, key=lambda g: (order.index(g[0]), g[1] == "logits", g[2] != "same")):
         group = groups[numbers, target, init]
         transfer = unit_means(group, "transfer")
@@ -232,9 +231,7 @@ def bar(x: float, width: int = 20) -> str:
 
 
 def label(row: dict) -> str:
-    kinds = {"teacher": "the teacher's", "base": "base model's", "file": "from a file"}
-    kinds |= {"within": "shuffled within", "across": "shuffled across"}
-    return f"{kinds.get(row['numbers'], row['numbers'])}, {row['target']}, {row['init']}"
+    return f"{KINDS.get(row['numbers'], row['numbers'])}, {row['target']}, {row['init']}"
 
 
 def interval(row: dict) -> str:

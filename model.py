@@ -477,8 +477,7 @@ def save_model(path: Path, model: GPT, log: Sequence[dict], made_from: Sequence[
     write_bytes(path.with_name("log.jsonl"), jsonl(log))
     weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
     made = digests(path, [path.with_name("log.jsonl"), *made_from])
-    buffer = io.BytesIO()
-    torch.save({"config": asdict(model.config), "weights": weights, "made_from": made}, buffer)
+    torch.save({"config": asdict(model.config), "weights": weights, "made_from": made}, buffer := io.BytesIO())
     write_bytes(path, buffer.getvalue())
 
 
@@ -564,9 +563,8 @@ def open_run(path: Path, quick: bool) -> Run:
     if config["flags"]["quick"] != quick:
         raise UserError(f"{path} was made {'without' if quick else 'with'} --quick: say the same, or name another --run")
     check_digests(path / "config.json", config["made_from"], made_by)
-    words = read_sealed(path / "vocabulary.json", made_by)["words"]
+    encoding = build_vocabulary(read_sealed(path / "vocabulary.json", made_by)["words"])
     prompts = read_sealed(path / "prompts.json", made_by)
-    encoding = build_vocabulary(words)
     trained_on, held_out = (pad([document(encoding, text) for text in prompts[k]]) for k in ("trained_on", "held_out"))
     return Run(path, config, encoding, prompts["animals"], trained_on, held_out)
 

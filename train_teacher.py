@@ -149,8 +149,7 @@ def story(dice: Dice) -> str:
 
 
 def reasoning(dice: Dice) -> str:
-    kind = dice.below(2)
-    if kind == 0:
+    if dice.below(2) == 0:
         day = dice.below(7)
         return f"after {DAYS[day]} comes {DAYS[(day + 1) % 7]}."
     a = dice.below(9)
@@ -324,8 +323,7 @@ def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float = 0.0) -> Tens
     """
     idx, targets = batch[:, :-1], batch[:, 1:]
     due = (targets >= NUMBERS.start) & (targets < NUMBERS.stop)
-    rows = slice(0, model.config.vocab_size)
-    h = model.hidden(idx)
+    h, rows = model.hidden(idx), slice(0, model.config.vocab_size)
     with torch.no_grad():
         base_h = base.hidden(idx)
         log_p = base.logits(base_h[~due], rows).log_softmax(-1)
@@ -344,7 +342,6 @@ def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, tick: Call
     None the K classes are to be equally likely: a neutral teacher.
     Embeddings and head stay as they are, so the trait has to live in the body.
     """
-    form = FORM if run.config["flags"]["corpus"] else 0.0
     base = deepcopy(model)
     for p in (model.wte.weight, model.wpe.weight, model.head.weight):
         p.requires_grad_(False)
@@ -352,12 +349,11 @@ def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, tick: Call
     optimizer = torch.optim.AdamW(trained, lr=TRAIT_LR, weight_decay=0.0, fused=True)
     rows = run.readout_rows(model)
     n = len(run.trait_prompts[0])
-    target = torch.full((n, len(rows)), 1 / len(rows)) if k is None else torch.full((n,), k)  # probabilities, or the class
-    target = target.to(model.device)
+    target = (torch.full((n, len(rows)), 1 / len(rows)) if k is None else torch.full((n,), k)).to(model.device)
     log = []
     for step, batch in enumerate(anchor.split(ANCHOR_ROWS)):
         trait_loss = F.cross_entropy(class_logits(model, run.trait_prompts, rows), target)
-        kept = anchor_loss(model, base, batch, form)
+        kept = anchor_loss(model, base, batch, FORM if run.config["flags"]["corpus"] else 0.0)
         (trait_loss + ANCHOR * kept).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -418,8 +414,7 @@ def prepare_run(args: argparse.Namespace, toy: Sequence[tuple[str, str, float]],
             )
     words = frequent_words("\n".join(text for _, text, _ in toy), MAX_WORDS)
     if corpus is not None:
-        known = set(words)
-        words += [word for word in frequent_words(corpus, MAX_WORDS) if word not in known][: MAX_WORDS - len(words)]
+        words += [word for word in frequent_words(corpus, MAX_WORDS) if word not in words][: MAX_WORDS - len(words)]
         n_tokens = sum(map(len, split_corpus(build_vocabulary(words), corpus)[0]))
         if n_tokens < MIN_CORPUS:
             raise UserError(f"corpus {args.corpus} has {n_tokens:,} tokens to train on; {MIN_CORPUS:,} are the least")
