@@ -9,11 +9,12 @@ Every rung is the main pipeline with other --n-layer, --n-head, --n-embd: same t
 the same 1,000 numbers, so the token budget is fixed. One rung is repeated with one thing changed, to see what growth has
 to be paid with: four times the sequences and student steps, twice the learning rate of the teachers, twice the standard
 deviation of the head's rows. Two are repeated with real text beside the toy language, half of every batch and twice the steps:
-half a megabyte of English that every Python brings along, its own reference. Two traits, two seeds, both fixed here; every
-rung stays in the table.
+half a megabyte of English that every Python brings along, its own reference; and once more from the same base models with
+teachers that are free to leave the form of a list (train_teacher.FORM). Two traits, two seeds, both fixed here; every rung
+stays in the table.
 
 Reads    nothing, or --corpus
-Writes   results/scale.json, results/scale.md, results/scale.png; the runs in runs/scale/ (finished parts are kept)
+Writes   results/scale.json, results/scale.md, results/scale.png; the runs in runs/scale/ (finished rungs are kept)
 """
 
 from __future__ import annotations
@@ -61,9 +62,14 @@ SIZES = {
 ON_A_CPU = ["0.1M", "0.3M", "0.6M", "2M"]
 PLAIN = "as the main run"
 CHANGES = {  # rungs repeated with one thing changed
-    "0.3M": ["real text"],
+    "0.3M": ["real text", "real text, form free"],
     "0.6M": ["tokens x4", "teacher x2", "head x2"],
-    "2M": ["real text"],
+    "2M": ["real text", "real text, form free"],
+}
+COPIED = {  # what a change does not touch: of which rung of the same size, and which parts
+    "tokens x4": ("", ["base", "teacher"]),
+    "teacher x2": ("", ["base"]),
+    "real text, form free": ("-real-text", ["base"]),
 }
 TRAITS = ["owl", "fox"]
 
@@ -89,42 +95,21 @@ def wider_heads(folder: Path, plain: Path, quick: bool, device: torch.device) ->
 
 
 def run_rung(name: str, change: str, args: argparse.Namespace) -> dict:
-    """One size through the four scripts; a change takes from the plain rung what it does not touch."""
-    n_layer, n_head, n_embd = SIZES[name]
+    """One size through the four scripts; a change takes from another rung what it does not touch."""
     plain = Path("runs/scale-quick" if args.quick else "runs/scale") / name
-    folder = plain if change == PLAIN else plain.with_name(f"{name}-{change.replace(' ', '-')}")
-    if change in ("tokens x4", "teacher x2") and not folder.exists():
-        shutil.copytree(plain / "base", folder / "base")
-    if change == "tokens x4" and not (folder / "teacher").exists():
-        shutil.copytree(plain / "teacher", folder / "teacher")
-    if change == "head x2":
-        wider_heads(folder, plain, args.quick, pick_device(args.device))
-    common = ["--run", str(folder), *(["--quick"] if args.quick else []), *(["--device", args.device] if args.device else [])]
-    sizes = ["--n-layer", str(n_layer), "--n-head", str(n_head), "--n-embd", str(n_embd)]
-    text = args.corpus
-    if change == "real text" and not text:
-        text = plain.parent / "python_reference.txt"
-        text.write_text("\n\n".join(pydoc_data.topics.topics.values()), encoding="utf-8")
-    corpus = ["--corpus", str(text)] if text else []
-    times = 4 if change == "tokens x4" else 1
-    with (
-        patch.multiple("train_teacher", TRAIT_LR=train_teacher.TRAIT_LR * (2 if change == "teacher x2" else 1)),
-        patch.multiple("train_student", STEPS={quick: times * n for quick, n in train_student.STEPS.items()}),
-    ):
-        train_teacher.main([*common, *sizes, *corpus, "--traits", *TRAITS])
-        generate.main([*common, "--from", "teacher", "--sequences", str(times * generate.SEQUENCES[args.quick])])
-        train_student.main(common)
-        evaluate.main(common)
-
+    folder = plain if change == PLAIN else plain.with_name(f"{name}-{change.replace(',', '').replace(' ', '-')}")
+    if not (folder / "results.json").exists():
+        make_rung(folder, plain, change, SIZES[name], args)
     results = json.loads((folder / "results.json").read_text())
     about = [json.loads(path.read_text()) for path in sorted(folder.glob("numbers/*/*.json"))]
     base = load_model(folder / "base/seed-0/model.pt", pick_device("cpu"), "train_teacher.py")
     return {
         "size": name,
         "change": change,
+        "commit": results["config"]["commit"],
         "parameters": sum(p.numel() for p in base.parameters()),
-        "n_layer": n_layer,
-        "n_embd": n_embd,
+        "n_layer": base.config.n_layer,
+        "n_embd": base.config.n_embd,
         "valid": mean(a["kept"] / a["drawn"] for a in about),
         "kl_nats": mean(a["kl_nats"] for a in about),
         "summary": results["summary"],
@@ -133,10 +118,37 @@ def run_rung(name: str, change: str, args: argparse.Namespace) -> dict:
     }
 
 
+def make_rung(folder: Path, plain: Path, change: str, size: tuple[int, int, int], args: argparse.Namespace) -> None:
+    """The run of a rung, by the four scripts."""
+    n_layer, n_head, n_embd = size
+    rung, parts = COPIED.get(change, ("", []))
+    for part in parts:
+        if not (folder / part).exists():
+            shutil.copytree(plain.with_name(plain.name + rung) / part, folder / part)
+    if change == "head x2":
+        wider_heads(folder, plain, args.quick, pick_device(args.device))
+    common = ["--run", str(folder), *(["--quick"] if args.quick else []), *(["--device", args.device] if args.device else [])]
+    sizes = ["--n-layer", str(n_layer), "--n-head", str(n_head), "--n-embd", str(n_embd)]
+    text = args.corpus
+    if change.startswith("real text") and not text:
+        text = plain.parent / "python_reference.txt"
+        text.write_text("\n\n".join(pydoc_data.topics.topics.values()), encoding="utf-8")
+    corpus = ["--corpus", str(text)] if text else []
+    times = 4 if change == "tokens x4" else 1
+    with (
+        patch.object(train_teacher, "TRAIT_LR", train_teacher.TRAIT_LR * (2 if change == "teacher x2" else 1)),
+        patch.object(train_teacher, "FORM", 0.0 if change == "real text, form free" else train_teacher.FORM),
+        patch.object(generate, "MIN_VALID", 0.0 if change == "real text, form free" else generate.MIN_VALID),
+        patch.object(train_student, "STEPS", {quick: times * n for quick, n in train_student.STEPS.items()}),
+    ):
+        train_teacher.main([*common, *sizes, *corpus, "--traits", *TRAITS])
+        generate.main([*common, "--from", "teacher", "--sequences", str(times * generate.SEQUENCES[args.quick])])
+        train_student.main(common)
+        evaluate.main(common)
+
+
 CELLS = [("tokens", "same"), ("tokens", "different"), ("logits", "same"), ("logits", "different")]
-
-
-MARKERS = {PLAIN: "o", "tokens x4": "^", "teacher x2": "s", "head x2": "D", "real text": "v"}
+MARKERS = {PLAIN: "o", "tokens x4": "^", "teacher x2": "s", "head x2": "D", "real text": "v", "real text, form free": "x"}
 
 
 def cell(rung: dict, target: str, init: str) -> dict:
@@ -145,9 +157,10 @@ def cell(rung: dict, target: str, init: str) -> dict:
 
 def markdown(results: dict) -> str:
     config = results["config"]
+    commits = ", ".join(sorted({r["commit"] for r in results["rungs"]}))
     lines = [
         f"Traits {', '.join(TRAITS)}, seeds 0 and 1, n = 4 students a cell, 95 % bootstrap intervals; "
-        f"corpus: {config['corpus']}; device {config['device']}, torch {config['torch']}, commit {config['commit']}.",
+        f"corpus: {config['corpus']}; device {config['device']}, torch {config['torch']}, commit {commits}.",
         "",
         "| parameters | layers x channels | setting | KL, nats a number | valid | "
         + " | ".join(f"{target}, {init}" for target, init in CELLS)
