@@ -106,7 +106,7 @@ def run_rung(name: str, change: str, args: argparse.Namespace) -> dict:
     return {
         "size": name,
         "change": change,
-        "commit": results["config"]["commit"],
+        "commit": read_sealed(folder / "config.json", "train_teacher.py")["commit"],
         "parameters": sum(p.numel() for p in base.parameters()),
         "n_layer": base.config.n_layer,
         "n_embd": base.config.n_embd,

@@ -3,7 +3,7 @@
     python -m experiments.torture             # about 20 minutes on 2 CPU cores, Linux
     python -m experiments.torture --quick     # a tenth of the cases
 
-The four scripts run with --quick. The truth is a run that nobody disturbed: whatever is done to another one, continuing it by
+The four scripts run with --quick, for one trait. The truth is a run that nobody disturbed: whatever is done to another one, continuing it by
 the same command has to give the same bytes in every file, apart from the two that hold times and the lock.
 
     killed      SIGKILL at a random moment, SIGINT or SIGTERM at one of its work (before it, Python is still importing and
@@ -41,12 +41,12 @@ from model import command_line, write_bytes, write_json
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train_teacher": ["base", "teacher"], "generate": ["numbers"], "train_student": ["student"], "evaluate": []}  # makes
 TIMES = {"elapsed_s.json", "lock"}
-MOST = 10  # signals in a row that one script is sent before it may finish
-BESIDE = 1.5  # times what a script takes alone, while two are killed side by side: a guess
+MOST = 12  # signals in a row that one script is sent before it may finish
 
 
 def start(script: str, run: Path, **more: object) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / f"{script}.py"), "--quick", "--run", str(run)]
+    command += ["--traits", "owl"] if script == "train_teacher" else []
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **more)  # type: ignore[call-overload]
 
 
@@ -106,7 +106,7 @@ def killed(truth: Path, run: Path, seconds: dict[str, float], how: signal.Signal
         script = list(SCRIPTS)[scripts % len(SCRIPTS)]
         scripts += 1
         copy_before(truth, script, run)
-        for delay in [*(dice.uniform(0, BESIDE * seconds[script]) for _ in range(MOST)), None]:
+        for delay in [*(dice.uniform(0, seconds[script]) for _ in range(MOST)), None]:
             process = start(script, run)
             if how != signal.SIGKILL:
                 wait_for_work(process, run)
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("undisturbed:", {script: round(s) for script, s in seconds.items()}, flush=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children inherit that it is ignored
         hows = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM]
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(len(hows)) as pool:
             records = pool.map(lambda how: killed(truth, Path(folder) / how.name, seconds, how, 50 // few), hows)
             processes = {how.name: record for how, record in zip(hows, records)}
         print(processes, flush=True)
