@@ -3,8 +3,8 @@
     python -m experiments.torture             # about 20 minutes on 2 CPU cores, Linux
     python -m experiments.torture --quick     # a tenth of the cases
 
-The four scripts run with --quick, for one trait. The truth is a run that nobody disturbed: whatever is done to another one, continuing it by
-the same command has to give the same bytes in every file, apart from the two that hold times and the lock.
+The four scripts run with --quick, for one trait. The truth is a run that nobody disturbed: whatever is done to another one,
+continuing it by the same command has to give the same bytes in every file, apart from the two that hold times and the lock.
 
     killed      SIGKILL at a random moment, SIGINT or SIGTERM at one of its work (before it, Python is still importing and
                 answers for itself), again and again until the script gets through
