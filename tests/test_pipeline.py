@@ -290,6 +290,11 @@ def test_the_readme_s_sentences_are_the_committed_results():
     assert f"from {small[0]} to {large[0]} (tokens) and from {small[1]} to {large[1]} (logits)" in text
     assert f"({middle[0]} to {more[0]} and {middle[1]} to {more[1]} at 0.6 million)" in text
     assert f"stronger teachers give {stronger[0]} and {stronger[1]}, a wider head {wider[0]} and {wider[1]}" in text
+    real, free = ([size[k, change] for k in ("0.3M", "2M")] for change in scale.CHANGES["2M"])
+    assert f"at 0.3 million ({real[0][0]} and {real[0][1]}) and most of it at 2 million ({real[1][0]} and {real[1][1]})" in text
+    assert f"left free, {free[0][0]} and {free[0][1]}, {free[1][0]} and {free[1][1]}" in text
+    kl = {r["change"]: f"{r['kl_nats']:.3f}"[1:] for r in rungs if r["size"] == "2M"}
+    assert f"(KL {kl['real text']} nats instead of {kl[scale.PLAIN]})" in text
     assert all(abs(cell(r, t, "different")["transfer"]) < 0.14 for r in rungs for t in ("tokens", "logits"))
 
 
