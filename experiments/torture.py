@@ -1,6 +1,6 @@
 """Does a run survive what happens to runs? Killed, interrupted, out of disk, started twice, fed damaged files.
 
-    python -m experiments.torture             # about 20 minutes on 2 CPU cores, Linux
+    python -m experiments.torture             # 26 minutes on 2 CPU cores, Linux
     python -m experiments.torture --quick     # a tenth of the cases
 
 The four scripts run with --quick, for one trait. The truth is a run that nobody disturbed: whatever is done to another one,
