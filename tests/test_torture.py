@@ -49,9 +49,8 @@ def test_the_committed_result_is_whole_and_its_table_is_its_json():
     text = " ".join((ROOT / "README.md").read_text().split())
     n = {how: processes[how]["signals"] for how in ("SIGKILL", "SIGINT", "SIGTERM")}
     assert f"{n['SIGKILL']} SIGKILLs, {n['SIGINT']} Ctrl-Cs and {n['SIGTERM']} SIGTERMs at random moments" in text
-    told, late = (
-        sum(processes[how][key] for how in ("SIGINT", "SIGTERM")) for key in ("one line and the right code", "after its work")
-    )
+    ends = ("one line and the right code", "after its work")
+    told, late = (sum(processes[how][end] for how in ("SIGINT", "SIGTERM")) for end in ends)
     assert f"{told} ended in one line; {late} met a script that had done its work" in text
     stops, pairs = processes["full disk"]["stops"], processes["two at once"]["pairs"]
     assert f"{stops} stops by a full disk, {pairs} scripts started twice" in text
