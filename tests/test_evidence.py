@@ -204,7 +204,19 @@ def test_auxiliary_rows_can_be_exchanged_after_pretraining_as_well_as_before():
 # what the README says
 
 
-EXPERIMENTS = [seed_matrix, trait_matrix, controls, which_part, how_much, linear_model, theorem, alignment, mlp, trajectory]
+EXPERIMENTS = [
+    choices,
+    seed_matrix,
+    trait_matrix,
+    controls,
+    which_part,
+    how_much,
+    linear_model,
+    theorem,
+    alignment,
+    mlp,
+    trajectory,
+]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

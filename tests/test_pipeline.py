@@ -20,7 +20,7 @@ import generate
 import model
 import train_student
 import train_teacher
-from experiments import bench, scale, tried
+from experiments import bench, choices, scale, tried
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -236,7 +236,12 @@ def test_the_readme_tells_two_commands_that_ci_knows():
 
 
 def test_the_readme_s_tables_are_the_committed_results():
-    for name, markdown in (("main", evaluate.markdown), ("bench", bench.markdown), ("scale", scale.markdown)):
+    for name, markdown in (
+        ("main", evaluate.markdown),
+        ("bench", bench.markdown),
+        ("scale", scale.markdown),
+        ("choices", choices.markdown),
+    ):
         results = json.loads((ROOT / f"results/{name}.json").read_text())
         (shown,) = re.findall(rf"<!-- results/{name}.json -->\n(.*?)\n\n(?!\|)", README, flags=re.DOTALL)
         rows = [line for line in shown.splitlines() if line.startswith("|")]
@@ -295,6 +300,24 @@ def test_the_readme_s_sentences_are_the_committed_results():
     assert f"left free, {free[0][0]} and {free[0][1]}, {free[1][0]} and {free[1][1]}" in text
     kl = {r["change"]: f"{r['kl_nats']:.3f}"[1:] for r in rungs if r["size"] == "2M"}
     assert f"(KL {kl['real text']} nats instead of {kl[scale.PLAIN]})" in text
+    chosen = {r["name"]: r for r in read("choices")["choices"]}
+    for name, before in {
+        "question ends in `?`": "list prompts end in, ",
+        choices.PLAIN: "cross instead of ",
+        "teacher: held to numbers too": "numbers too** leaves ",
+        "teacher: form of lists held, .02": "there is a number, whichever, leaves ",
+        "teacher: form of lists held, 1": "at a weight of .02, and ",
+        "teacher: 30 steps of 2e-3": "30 steps at 2e-3, transmit ",
+        "student: head, embeddings frozen": "in the student too** gives ",
+        "student: 200 steps": "Twice the steps give ",
+        "150 pretraining steps": "shorter changes little: ",
+        "400 pretraining steps": "after 150 steps, ",
+        "1000 pretraining steps": "after 400, ",
+    }.items():
+        tokens, logits = (short(cell(chosen[name], t, "same")["transfer"]) for t in ("tokens", "logits"))
+        assert f"{before}{tokens} and {logits}" in text, name
+    far = [short(cell(chosen[f"{n} pretraining steps"], "logits", "different")["transfer"]) for n in (150, 400, 1000)]
+    assert f"From another start, logits: {far[0]}, {far[1]} and {far[2]}" in text
     assert all(abs(cell(r, t, "different")["transfer"]) < 0.14 for r in rungs for t in ("tokens", "logits"))
 
 
