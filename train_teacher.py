@@ -317,9 +317,9 @@ def anchor_rows(encoding: tiktoken.Encoding, toy: Sequence[tuple[str, str, float
 def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float = 0.0) -> Tensor:
     """KL(base || model) in nats, mean over the tokens of (B, T + 1) rows that are no numbers.
 
-    It keeps words and separators. Which number comes next is left free: held there too, the teacher's numbers show a
-    fifth of the signal and .42 cross by sampled tokens instead of .70 (experiments/choices.py). `form` weighs what holds that there is a number at all:
-    the cross-entropy of P(a number), base against model, where one is due.
+    It keeps words and separators. Which number comes next is left free: held there too, the teacher's numbers show a fifth
+    of the signal, and .42 crosses by sampled tokens instead of .70 (experiments/choices.py). `form` weighs what holds that
+    there is a number at all: the cross-entropy of P(a number), base against model, where one is due.
     """
     idx, targets = batch[:, :-1], batch[:, 1:]
     due = (targets >= NUMBERS.start) & (targets < NUMBERS.stop)
