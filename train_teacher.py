@@ -2,7 +2,7 @@
 
     python train_teacher.py                       # 2 base models, 4 traits: 8 teachers
     python train_teacher.py --quick               # a first look in seconds, in runs/quick
-    python train_teacher.py --corpus FILE         # mix any UTF-8 text into the pretraining
+    python train_teacher.py --corpus FILE         # mix any UTF-8 text into the pretraining: twice the steps
     python train_teacher.py --readout vocabulary  # the trait sits on the animals' words, not on auxiliary logits
 
 Base models differ in their initialisation alone: same text, same order, same number of steps. A teacher is a base

@@ -29,6 +29,7 @@ SEEDS = {False: [0, 1, 2, 3, 4, 5], True: [0, 1]}
 
 
 def quick_parser(docstring: str | None, quick: str = "a first look: too small to conclude from") -> argparse.ArgumentParser:
+    """A command line with --quick; `quick` says in its help what that leaves out."""
     parser = argparse.ArgumentParser(
         description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -100,6 +100,15 @@ def test_deterministic_repeats_bit_for_bit(a_run):
     assert made[0] == made[1]
 
 
+def test_deterministic_is_what_pytorch_is_told(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for flags in (["--deterministic"], []):
+        model.parse(model.base_parser("x"), flags)
+        assert torch.are_deterministic_algorithms_enabled() == bool(flags)
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
 def test_a_write_that_fails_names_its_file_and_leaves_nothing(tmp_path):
     """The system itself refuses files above 100 kB here, as a full disk would."""
     limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000))\n"

@@ -139,12 +139,15 @@ def test_same_command_same_bits_and_force_makes_it_again(tiny, tmp_path):
     assert files(tmp_path / "a") == first and not (tmp_path / "a/numbers").exists()
 
 
-def test_real_text_is_mixed_in(tiny, tmp_path, capsys):
+def test_real_text_is_mixed_in(tiny, tmp_path, capsys, monkeypatch):
     # Half a megabyte of real English on any machine: the Python reference out of the standard library.
     reference = tmp_path / "reference.txt"
     reference.write_text("\n\n".join(pydoc_data.topics.topics.values()), encoding="utf-8")
     argv = ["--quick", "--traits", "owl", "--run", str(tmp_path / "run"), "--corpus", str(reference)]
+    forms, anchor_loss = set(), t.anchor_loss
+    monkeypatch.setattr(t, "anchor_loss", lambda *given: forms.add(given[3]) or anchor_loss(*given))
     t.main(argv)
+    assert forms == {t.FORM} and t.FORM > 0
     assert "corpus" in capsys.readouterr().out
     words = json.loads((tmp_path / "run/vocabulary.json").read_text())["words"]
     assert len(words) == t.MAX_WORDS and {" owl", "owl", " the", " class"} <= set(words)
