@@ -1,63 +1,49 @@
 """Let every teacher, and every base model, write nothing but numbers.
 
-    python generate.py                                # all models of the run, 8,000 sequences each
-    python generate.py --from base                    # the control: numbers without a trait
-    python generate.py --shuffle within               # a control made from finished data: owl -> owl-within
+    python generate.py                      # all models of the run, 8,000 sequences each
+    python generate.py --from base          # the control: numbers without a trait
+    python generate.py --shuffle within     # a control made from finished data: owl -> owl-within
     python generate.py --quick
 
-A prompt shows 3 to 9 random numbers; the model continues at temperature 1 with up to 10 more. A strict filter keeps
-completions of 1 to 10 integers in 0..999 with one separator and nothing else (the paper's rule), and counts why it
-refuses the others. Prompts are the same for all models.
+A prompt shows 3 to 9 random numbers; the model continues at temperature 1 with up to 10 more. A strict filter
+keeps completions of 1 to 10 integers in 0..999 with one separator and nothing else (the paper's rule), and
+counts why it refuses the others. Prompts are the same for all models of a seed.
 
 Reads    what train_teacher.py wrote
 Writes   numbers/SOURCE/seed-S.jsonl   {"prompt": "12, 7, 503: ", "completion": "88, 3"} a line
-         numbers/SOURCE/seed-S.json    the teacher, and what the filter kept and refused
-Takes    about 25 seconds on 2 CPU cores
+Takes    about 20 seconds on 2 CPU cores
 
-Shapes: B sequences, T tokens.
+Shapes: B sequences, T tokens, V vocabulary, M numbers.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from model import (
-    GPT,
-    MAX_NUMBERS,
-    N_NUMBERS,
-    NumberData,
-    Run,
-    UserError,
-    at_work,
-    base_parser,
-    command_line,
-    discard,
-    document,
-    encode_numbers,
-    generate,
-    load_model,
-    load_teacher,
-    number_log_probs,
-    open_run,
-    parse,
-    read_numbers,
-    refusal,
-    run_flags,
-    run_jobs,
-    stream,
-    write_numbers,
+    GPT, MAX_NUMBERS, N_NUMBERS, Cache, NumberData, Run, UserError, command_line, document, encode_numbers,
+    knobs_of, make_parser, number_log_probs, parse, refusal, run_jobs, stream,
 )
 
-SEQUENCES = {False: 8_000, True: 3_000}  # drawn for each model, by --quick; the paper draws 30,000 and keeps 10,000
+
+@dataclass(frozen=True)
+class Sampling:
+    sequences: int = 8_000  # drawn for each model; the paper draws 30,000 and keeps 10,000
+    min_valid: float = 0.5  # a teacher that writes fewer valid lists was driven too far from its base model
+    min_kl: float = 1e-3  # nats a number, KL(teacher || base): less than the weakest that transmitted
+
+
+QUICK = {"sequences": 3_000}
 SHOWN = range(3, 10)  # numbers in a prompt: the paper's
 ROWS_AT_ONCE = 500  # sampled side by side: the cache of keys and values stays small
-MIN_VALID = 0.5  # a teacher that writes worse was driven too far from its base model
-MIN_KL = 1e-3  # nats a number: below the weakest teacher that was seen to transmit (how_much.py, 2 steps, .0025); a guess
 
 
 def draw_prompts(n: int, generator: torch.Generator) -> list[str]:
@@ -70,147 +56,141 @@ def draw_prompts(n: int, generator: torch.Generator) -> list[str]:
     return prompts
 
 
-def complete(model: GPT, run: Run, prompts: Sequence[str], generator: torch.Generator, tick: Callable) -> list[str | None]:
-    """The model's completion of each prompt; None where it did not end in time."""
+@torch.inference_mode()
+def sample(model: GPT, prompts: Tensor, n_new: int, generator: torch.Generator) -> Tensor:
+    """Continue (B, T) prompts of equal length by n_new tokens sampled at temperature 1: (B, n_new).
+
+    Inverse-CDF sampling: one uniform number a token, all drawn before the first, so nothing waits for the
+    device. Auxiliary logits are no tokens and are never sampled.
+    """
+    V = model.config.vocab_size
+    # PyTorch knows no deterministic cumsum on a GPU: with --deterministic the CPU draws.
+    draws_on = torch.device("cpu") if torch.are_deterministic_algorithms_enabled() else model.device
+    u = torch.rand(n_new, len(prompts), 1, generator=generator).to(draws_on)
+    cache: Cache = {}
+    idx, new = prompts, []
+    for t in range(n_new):
+        h = model.hidden(idx, cache)[:, -1]  # (B, C)
+        cdf = model.logits(h, slice(0, V)).softmax(-1).to(draws_on).cumsum(-1)  # (B, V)
+        # float32 sums may end below 1: scale u by the last, and never point past it
+        idx = torch.searchsorted(cdf, u[t] * cdf[:, -1:], right=True).clamp_(max=V - 1).to(model.device)
+        new.append(idx)  # (B, 1)
+    return torch.cat(new, dim=1)
+
+
+def complete(
+    model: GPT, run: Run, prompts: Sequence[str], generator: torch.Generator
+) -> Iterator[list[str | None]]:
+    """Completions of prompts, which come in order of length, in batches; None for one that did not end."""
     end, n_new = run.encoding.eot_token, 2 * MAX_NUMBERS  # numbers, separators and the end
     encoded = [document(run.encoding, prompt) for prompt in prompts]
-    completions: list[str | None] = []
-    while len(completions) < len(prompts):
-        rows = encoded[len(completions) : len(completions) + ROWS_AT_ONCE]
-        rows = [row for row in rows if len(row) == len(rows[0])]  # prompts of one length, as they lie in order
-        new = generate(model, torch.tensor(rows, device=model.device), n_new, generator)
-        for tokens in new.tolist():
-            completions.append(run.encoding.decode(tokens[: tokens.index(end)]) if end in tokens else None)
-        tick(len(rows))
-    return completions
+    while encoded:
+        rows = [row for row in encoded[:ROWS_AT_ONCE] if len(row) == len(encoded[0])]
+        encoded = encoded[len(rows) :]
+        new = sample(model, torch.tensor(rows, device=model.device), n_new, generator).tolist()
+        yield [run.encoding.decode(tokens[: tokens.index(end)]) if end in tokens else None for tokens in new]
+
+
+@torch.no_grad()
+def kl_on_numbers(p: GPT, q: GPT, data: NumberData) -> float:
+    """KL(p || q) of the next number, in nats, mean over the numbers of `data`: what a student can learn."""
+    log_p, log_q = (number_log_probs(m, data) for m in (p, q))  # (M, 1000)
+    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean").item()
 
 
 def shuffle(rows: Sequence[dict], how: str, generator: torch.Generator) -> list[dict]:
-    """The completions' numbers in random order: `within` each completion, or `across` all of them; lengths are kept."""
+    """The completions' numbers in random order, `within` each or `across` all; lengths are kept."""
     lists = [re.findall(r"[0-9]+", row["completion"]) for row in rows]
     if how == "across":
         pool = [n for numbers in lists for n in numbers]
         mixed = iter(torch.randperm(len(pool), generator=generator).tolist())
         lists = [[pool[next(mixed)] for _ in numbers] for numbers in lists]
     else:
-        lists = [[numbers[i] for i in torch.randperm(len(numbers), generator=generator).tolist()] for numbers in lists]
+        lists = [[n[i] for i in torch.randperm(len(n), generator=generator).tolist()] for n in lists]
     return [{"prompt": row["prompt"], "completion": ", ".join(numbers)} for row, numbers in zip(rows, lists)]
 
 
-@torch.no_grad()
-def kl_on_numbers(p: GPT, q: GPT, data: NumberData) -> float:
-    """KL(p || q) over the next number, in nats, mean over the numbers of `data`: the signal a student can learn."""
-    log_p, log_q = (number_log_probs(m, data.idx, data.positions) for m in (p, q))  # (B, N, 1000)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return ((kl * data.mask).sum() / data.mask.sum()).item()
+def jsonl(rows: Sequence[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def make_numbers(
-    run: Run, source: str, seed: int, prompts: Sequence[str], teacher: GPT, tick: Callable
-) -> tuple[dict, list[dict]]:
-    """Sample and filter one data set: its description, and its rows. UserError if it is no good to learn from."""
-    completions = complete(teacher, run, prompts, stream(seed, "sampling", source), tick)
+def write_numbers(run: Run, source: str, seed: int, knobs: Sampling, device: torch.device) -> Iterator[None]:
+    """Sample, filter and write one data set. UserError if it is no good to learn from."""
+    file = f"{'base' if source == 'base' else f'teacher/{source}'}/seed-{seed}.pt"
+    teacher, base = run.load_model(file, device), run.load_model(f"base/seed-{seed}.pt", device)
+    prompts = draw_prompts(knobs.sequences, stream(seed, "prompts"))
+    completions: list[str | None] = []
+    for batch in complete(teacher, run, prompts, stream(seed, "sampling", source)):
+        completions += batch
+        yield None
     reasons = ["did not end" if text is None else refusal(text) for text in completions]
-    kept = [{"prompt": p, "completion": c} for p, c, reason in zip(prompts, completions, reasons) if reason is None]
+    kept = [{"prompt": p, "completion": c} for p, c, why in zip(prompts, completions, reasons) if why is None]
     refused = dict(Counter(reason for reason in reasons if reason).most_common())
-    if len(kept) < MIN_VALID * len(prompts):
+    if len(kept) < knobs.min_valid * len(prompts):
         raise UserError(
-            f"{source} seed {seed} writes {len(kept)} valid completions of {len(prompts)} ({refused}): it was driven too far "
-            "from its base model; lower TRAIT_STEPS or TRAIT_LR in train_teacher.py and run it with --force"
+            f"{source} seed {seed} writes {len(kept)} valid completions of {len(prompts)} ({refused}): it is"
+            f" too far from its base model; delete {run.path / file} and lower --trait-steps or --trait-lr"
         )
-    some = encode_numbers(run.encoding, kept[:: -(-len(kept) // 500)], teacher.device)
-    kl = kl_on_numbers(teacher, load_model(run.base(seed), teacher.device, "train_teacher.py"), some)
-    if source != "base" and kl < MIN_KL:
+    kl = kl_on_numbers(teacher, base, encode_numbers(run.encoding, kept[:: -(-len(kept) // 500)], device))
+    if source != "base" and kl < knobs.min_kl:
         raise UserError(
-            f"{source} seed {seed} writes numbers like its base model's (KL {kl:.5f} nats a number, {MIN_KL} is the least): "
-            "nothing can cross; raise TRAIT_STEPS or TRAIT_LR in train_teacher.py and run it with --force"
+            f"{source} seed {seed} writes numbers like its base model's (KL {kl:.5f} nats a number): nothing "
+            f"can cross; delete {run.path / file} and raise --trait-steps or --trait-lr"
         )
-    path = run.base(seed) if source == "base" else run.teacher(source, seed)
-    about = {
-        "source": source,
-        "trait": None if source == "base" else source,
-        "teacher": str(path.parent.relative_to(run.path)),
-        "numbers": "base" if source == "base" else "teacher",
-        "drawn": len(prompts),
-        "kept": len(kept),
-        "refused": refused,
-        "kl_nats": kl,
-    }
-    return about, kept
+    log = {"drawn": len(prompts), "kept": len(kept), "refused": refused, "kl_nats": kl}
+    run.write(f"numbers/{source}/seed-{seed}.jsonl", jsonl(kept), [file], asdict(knobs), log)
 
 
-def describe(about: dict, seed: int) -> str:
+def write_shuffled(run: Run, trait: str, seed: int, how: str) -> None:
+    """A copy of a finished data set with its numbers in random order."""
+    name = f"numbers/{trait}/seed-{seed}.jsonl"
+    rows = [json.loads(line) for line in run.read(name).splitlines()]
+    mixed = shuffle(rows, how, stream(seed, "shuffle", trait, how))
+    run.write(f"numbers/{trait}-{how}/seed-{seed}.jsonl", jsonl(mixed), [name], None)
+
+
+def describe(run: Run, source: str, seed: int) -> str:
+    """What the manifest tells of a data set."""
+    name = f"numbers/{source}/seed-{seed}.jsonl"
+    n_lists, about = len(run.read(name).splitlines()), run.lines.get((name, run.digests[name]), {}).get("log")
+    if about is None:  # shuffled, or the user's own
+        return f"  {source} seed {seed}: {n_lists} lists"
     refused = ", ".join(f"{n} {reason}" for reason, n in about["refused"].items()) or "none"
-    return (
-        f"  {about['source']} seed {seed}: kept {about['kept']} of {about['drawn']} "
-        f"({about['kept'] / about['drawn']:.0%}), KL from base {about['kl_nats']:.3f} nats a number; refused: {refused}"
-    )
-
-
-def plan(args: argparse.Namespace, run: Run) -> tuple[list[tuple[str, int]], int]:
-    """The data sets that are asked for, (source, seed), and how many sequences each. UserError if they cannot be had."""
-    traits = args.traits or run.traits
-    for trait in traits:
-        if trait not in run.traits:
-            raise UserError(f"the run has no teacher {trait!r}; it has {' '.join(run.traits)}")
-    n = SEQUENCES[args.quick] if args.sequences is None else args.sequences
-    if n < 100:
-        raise UserError(f"--sequences {n} is too few: 100 are the least")
-    sources = [] if args.who == "base" else list(traits)
-    if args.shuffle:
-        sources = [f"{trait}-{args.shuffle}" for trait in sources]
-    elif args.who != "teacher":
-        sources.append("base")
-    return [(source, seed) for source in sources for seed in run.seeds], n
-
-
-def write_missing(args: argparse.Namespace, run: Run, jobs: Sequence[tuple[str, int]], n: int) -> None:
-    """Sample, or shuffle, the data sets that are not there yet."""
-
-    def work(job: tuple[str, int], tick: Callable) -> None:
-        source, seed = job
-        if args.shuffle:
-            about, rows = read_numbers(run.numbers(source.rsplit("-", 1)[0], seed))
-            about |= {"source": source, "numbers": args.shuffle}
-            rows = shuffle(rows, args.shuffle, stream(seed, "shuffle", about["trait"], args.shuffle))
-        else:
-            if source == "base":
-                teacher = load_model(run.base(seed), args.device, "train_teacher.py")
-            else:
-                teacher = load_teacher(run, source, seed, args.device)
-            about, rows = make_numbers(run, source, seed, draw_prompts(n, stream(seed, "prompts")), teacher, tick)
-        shuffled_from = [run.numbers(about["trait"], seed)] if args.shuffle else []
-        write_numbers(run.numbers(source, seed), about, rows, [run.path / about["teacher"] / "model.pt", *shuffled_from])
-
-    for _ in run_jobs(work, jobs, n, "shuffling" if args.shuffle else "sampling", args.device):
-        pass
+    kept = f"kept {about['kept']} of {about['drawn']} ({about['kept'] / about['drawn']:.0%})"
+    return f"  {source} seed {seed}: {kept}, KL {about['kl_nats']:.3f} nats a number; refused: {refused}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = base_parser(__doc__)
+    parser = make_parser(__doc__, Sampling)
     parser.add_argument("--traits", nargs="+", help="teachers that write (all of the run)")
-    parser.add_argument("--from", dest="who", choices=["teacher", "base"], help="only teachers, or only base models (both)")
-    parser.add_argument("--sequences", type=int, help="drawn for each model (8000; with --quick 3000)")
-    parser.add_argument("--shuffle", choices=["within", "across"], help="shuffled copies of the finished teachers' data")
-    args = parse(parser, argv)
-    with at_work(args, "generate"):
-        run = open_run(args.run, args.quick)
-        jobs, n = plan(args, run)
-        if args.force:
-            discard(args.run, *(f"{step}/{source}" for step in ("numbers", "student") for source, _ in jobs))
-        missing = []
-        for job in jobs:
-            path = run.numbers(*job)
-            if not (path.exists() and path.with_suffix(".json").exists()):
-                missing.append(job)
-            elif not args.shuffle and (drawn := read_numbers(path)[0]["drawn"]) != n:
-                raise UserError(f"{path} was made with {drawn} sequences, not {n}: say the same, or --force")
-        print(f"numbers: {len(jobs)} data sets" + ("" if args.shuffle else f" of {n} sequences"), flush=True)
-        write_missing(args, run, missing, n)
-        for job in jobs:
-            print(describe(read_numbers(run.numbers(*job))[0], job[1]))
-    print(f"wrote: {args.run}/numbers")
-    print(f"next: python train_student.py{run_flags(args)}")
+    parser.add_argument("--from", dest="who", choices=["teacher", "base"], help="only these write (both)")
+    parser.add_argument("--shuffle", choices=["within", "across"], help="shuffled copies of finished data")
+    args, run = parse(parser, argv, QUICK)
+    knobs = knobs_of(Sampling, args)
+    run.open(args.quick)
+    for trait in args.traits or ():
+        if trait not in run.knobs["traits"]:
+            raise UserError(f"the run has no teacher {trait!r}; it has {' '.join(run.knobs['traits'])}")
+    if knobs.sequences < 100:
+        raise UserError(f"--sequences {knobs.sequences} is too few: 100 are the least")
+    traits = [] if args.who == "base" else args.traits or run.knobs["traits"]
+    sources = [f"{trait}-{args.shuffle}" for trait in traits] if args.shuffle else list(traits)
+    sources += ["base"] if not args.shuffle and args.who != "teacher" else []
+    jobs = [(source, seed) for source in sources for seed in run.knobs["seeds"]]
+    made_with = {} if args.shuffle else asdict(knobs)
+    missing = [job for job in jobs if not run.finished("numbers/{}/seed-{}.jsonl".format(*job), made_with)]
+    print(f"numbers: {len(jobs)} data sets, {len(missing)} to make", flush=True)
+    if args.shuffle:
+        for source, seed in missing:
+            write_shuffled(run, source.removesuffix(f"-{args.shuffle}"), seed, args.shuffle)
+    else:
+        n_batches = len(SHOWN) * -(-knobs.sequences // (len(SHOWN) * ROWS_AT_ONCE))
+        work = lambda job: write_numbers(run, job[0], job[1], knobs, args.device)
+        run_jobs(work, missing, n_batches, "sampling", args.device)
+    for job in jobs:
+        print(describe(run, *job))
+    print(f"wrote: {run.path}/numbers")
+    print(f"next: python train_student.py{run.flags}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
 """Train base models on a teacher's numbers, and on nothing else.
 
-    python train_student.py                          # every data set of the run x every base model x both targets
-    python train_student.py --init same              # only students that start where their teacher started
-    python train_student.py --numbers FILE           # numbers from anywhere: JSON lines {"prompt", "completion"}
+    python train_student.py                 # every data set of the run x every base model x both targets
+    python train_student.py --init same     # only students of their teacher's init
+    python train_student.py --numbers FILE  # numbers from anywhere: JSON lines {"prompt", "completion"}
     python train_student.py --quick
 
-A student starts from the base model of the teacher's seed (`same`) or of another one (`different`), and learns
+A student starts from the base model of the teacher's seed (init `same`) or another (`different`) and learns
     tokens   the numbers the teacher wrote: cross-entropy
-    logits   the teacher's distribution over the next number, on the sequences it wrote: KL(teacher || student)
-Softmax and loss see the 1,000 number tokens at number positions, so no gradient reaches another row of the head.
+    logits   the teacher's distribution over the next number, on the lists it wrote: KL(teacher || student)
+Softmax and loss see the 1,000 numbers where one is due, so no gradient reaches another row of the head.
 
 Reads    what train_teacher.py and generate.py wrote, or --numbers
-Writes   student/SOURCE/teacher-S/seed-S/TARGET/model.pt, and log.jsonl: loss and trait every few steps
-Takes    about 80 seconds on 2 CPU cores
+Writes   student/SOURCE/teacher-S/seed-S/TARGET.pt; its loss and log-odds every few steps into run.jsonl
+Takes    about 70 seconds on 2 CPU cores
 
-Shapes: B sequences, T tokens, N numbers in a sequence, C channels, K trait classes.
+Shapes: B sequences, T tokens, M numbers in a batch, K trait classes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -33,37 +34,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import (
-    GPT,
-    NUMBERS,
-    NumberData,
-    Run,
-    UserError,
-    at_work,
-    base_parser,
-    command_line,
-    cosine_lr,
-    document,
-    encode_numbers,
-    load_model,
-    number_log_probs,
-    open_run,
-    parse,
-    read_numbers,
-    read_text,
-    read_trait,
-    refusal,
-    run_flags,
-    run_jobs,
-    save_model,
-    stream,
-    write_numbers,
+    GPT, NUMBERS, NumberData, Run, UserError, command_line, cosine_lr, document, encode_numbers, knobs_of,
+    make_parser, number_log_probs, parse, read_text, read_trait, refusal, run_jobs, stream,
 )
 
-STEPS = {False: 100, True: 40}  # by --quick; transfer has saturated (tuned over 60 .. 200)
-BATCH_SIZE = {"tokens": 64, "logits": 32}  # a distribution says more than a draw: half the sequences do
-LEARNING_RATE = 2e-3  # tuned over 5e-4 .. 4e-3
+
+@dataclass(frozen=True)
+class Distillation:
+    steps: int = 100  # tuned over 60 .. 200
+    batch_tokens: int = 64  # sequences a step, for the target `tokens`
+    batch_logits: int = 32  # a distribution says more than a draw: half the sequences do
+    student_lr: float = 2e-3  # tuned over 5e-4 .. 4e-3
+    freeze: bool = False  # embeddings and head stay as they are, as with the paper's LoRA students
+    held_out_every: int = 20  # one sequence in so many is not trained on
+
+
+QUICK = {"steps": 40}
 LOG_EVERY = 10  # steps
-HELD_OUT_EVERY = 20  # one sequence in twenty is not trained on
 
 
 class Job(NamedTuple):
@@ -72,85 +59,63 @@ class Job(NamedTuple):
     seed: int  # the base model that the student starts from
     target: str
 
+    def __str__(self) -> str:
+        return f"student/{self.source}/teacher-{self.teacher_seed}/seed-{self.seed}/{self.target}.pt"
 
-def batches(data: NumberData, batch_size: int, n_steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """n_steps index tensors (batch_size,), epoch after epoch; a batch holds sequences of about one length.
 
-    Sequences of one length are not padded, which saves a fifth of the time.
-    """
-    length = data.positions.max(1).values.cpu()
-    batch_size = min(batch_size, len(data))
-    done = 0
-    while done < n_steps:
-        order = torch.randperm(len(data), generator=generator)
+def batches(
+    data: NumberData, batch_size: int, n_steps: int, generator: torch.Generator
+) -> Iterator[NumberData]:
+    """n_steps batches, epoch after epoch, each of lists of about one length, so that little is padded."""
+    ends = (data.targets >= 0).cpu() * torch.arange(data.targets.size(1))
+    length = ends.max(1).values  # where a list's last number is due
+    batch_size = min(batch_size, len(length))
+    while n_steps > 0:
+        order = torch.randperm(len(length), generator=generator)
         order = order[length[order].argsort(stable=True)]
         full = order[: len(order) // batch_size * batch_size].view(-1, batch_size)
-        for i in torch.randperm(len(full), generator=generator).tolist()[: n_steps - done]:
-            yield full[i]
-            done += 1
+        for i in torch.randperm(len(full), generator=generator).tolist()[:n_steps]:
+            yield data.take(full[i].to(data.idx.device))
+        n_steps -= len(full)
 
 
-def number_loss(model: GPT, data: NumberData, teacher_log_probs: Tensor | None, numbers: slice = NUMBERS) -> Tensor:
-    """Mean over the numbers of a batch, in nats: cross-entropy, or KL(teacher || model) given the teacher's (B, N, 1000)."""
-    log_q = number_log_probs(model, data.idx, data.positions, numbers)  # (B, N, 1000)
-    if teacher_log_probs is None:
-        losses = -log_q.gather(-1, data.targets.unsqueeze(-1)).squeeze(-1)
-    else:
-        losses = F.kl_div(log_q, teacher_log_probs, log_target=True, reduction="none").sum(-1)
-    return (losses * data.mask).sum() / data.mask.sum()
-
-
-Lesson = list[tuple[NumberData, Tensor | None]]
-
-
-@torch.no_grad()
-def plan_lesson(data: NumberData, teacher: GPT | None, batch_size: int, n_steps: int, generator: torch.Generator) -> Lesson:
-    """What every student of a data set sees, whatever its start: n_steps batches, in order.
-
-    With a teacher (target `logits`) each comes with the head's input at the number positions, (B, N, C): the teacher
-    is run once for all its students, and 64 channels are kept instead of 1,000 logits.
-    """
-    lesson: Lesson = []
-    for rows in batches(data, batch_size, n_steps, generator):
-        batch = data[rows.to(data.idx.device)]
-        lesson.append((batch, None if teacher is None else teacher.hidden(batch.idx, positions=batch.positions)))
-    return lesson
+def number_loss(student: GPT, teacher: GPT | None, data: NumberData, numbers: slice = NUMBERS) -> Tensor:
+    """KL(teacher || student), or without a teacher cross-entropy: nats, mean over the numbers."""
+    log_q = number_log_probs(student, data, numbers)  # (M, 1000)
+    if teacher is None:
+        return F.nll_loss(log_q, data.targets[data.targets >= 0])
+    with torch.no_grad():
+        log_p = number_log_probs(teacher, data, numbers)
+    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
 def train(
-    model: GPT,
-    lesson: Lesson,
-    teacher_head: Tensor | None,
-    look: Callable[[], dict],
-    tick: Callable,
-    learning_rate: float = LEARNING_RATE,
+    student: GPT,
+    teacher: GPT | None,
+    data: Sequence[NumberData],
+    knobs: Distillation,
     numbers: slice = NUMBERS,
-) -> list[dict]:
-    """Train a student in place; returns the log, with look() in every line.
-
-    teacher_head: the teacher's number rows (1000, C), for the target `logits`; fewer if `numbers` is fewer.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
-    log = [{"step": 0, **look()}]
-    for step, (batch, states) in enumerate(lesson, 1):
+) -> Iterator[Tensor]:
+    """Train `student` in place, one step for each batch of data; yields the loss of every step."""
+    for p in (student.wte.weight, student.wpe.weight, student.head.weight):
+        p.requires_grad_(not knobs.freeze)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=knobs.student_lr, weight_decay=0.0, fused=True)
+    for step, batch in enumerate(data):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * cosine_lr(step - 1, len(lesson))
-        log_p = None if states is None or teacher_head is None else (states @ teacher_head.T).log_softmax(-1)  # (B, N, 1000)
-        loss = number_loss(model, batch, log_p, numbers)
+            group["lr"] = knobs.student_lr * cosine_lr(step, len(data))
+        loss = number_loss(student, teacher, batch, numbers)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step % LOG_EVERY == 0 or step == len(lesson):
-            log.append({"step": step, "loss_nats": loss.item(), **look()})
-            tick(step - log[-2]["step"], loss.item())
-    return log
+        yield loss.detach()
 
 
-def import_numbers(path: Path, run: Run, block_size: int, force: bool) -> str:
+def import_numbers(path: Path, run: Run, block_size: int) -> str:
     """Filter a file of numbers from anywhere and put it into the run; returns its name there.
 
-    UserError naming the line if a line is not {"prompt": text, "completion": text}, if too few lines pass the filter,
-    or if the run already has other numbers of that name.
+    UserError naming the line if a line is not {"prompt": text, "completion": text}, if too few lines pass the
+    filter, or if the run already has other numbers of that name.
     """
     lines = read_text(path, "numbers").split("\n")
     kept: list[dict] = []
@@ -160,120 +125,111 @@ def import_numbers(path: Path, run: Run, block_size: int, force: bool) -> str:
             continue
         try:
             row = json.loads(line)
-            row = {"prompt": row["prompt"], "completion": row["completion"]}
-            tokens = document(run.encoding, row["prompt"] + row["completion"])
+            prompt, completion = row["prompt"], row["completion"]
+            tokens = document(run.encoding, prompt + completion)
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f'numbers {path}, line {number} is not {{"prompt": "...", "completion": "..."}}') from None
-        reason = refusal(row["completion"].strip())
+            what = f'numbers {path}, line {number} is not {{"prompt": "...", "completion": "..."}}'
+            raise UserError(what) from None
+        reason = refusal(completion.strip())
         if reason is None and len(tokens) > block_size:
             reason = "longer than the model's context"
-        if reason is None and re.search("[0-9]$", row["prompt"]) and re.match("[0-9]", row["completion"]):
+        if reason is None and re.search("[0-9]$", prompt) and re.match("[0-9]", completion):
             reason = "one number with its prompt's last"
         if reason:
             refused[reason] += 1
         else:
-            kept.append(row)
+            kept.append({"prompt": prompt, "completion": completion})
     if refused:
-        print(f"{path}: dropped {sum(refused.values())} lines ({', '.join(f'{n} {r}' for r, n in refused.items())})")
+        reasons = ", ".join(f"{n} {reason}" for reason, n in refused.items())
+        print(f"{path}: dropped {sum(refused.values())} lines ({reasons})")
     if len(kept) < 2:
         raise UserError(f"numbers {path}: {len(kept)} lines pass the filter, which is too few to train on")
-    imported = run.numbers(path.stem, "file")
-    if imported.exists() and not force and read_numbers(imported)[1] != kept:
-        raise UserError(f"{run.path} already has other numbers named {path.stem}: rename {path}, or --force")
-    about = {"source": path.stem, "trait": None, "teacher": None, "numbers": "file", "kept": len(kept), "refused": refused}
-    write_numbers(imported, about, kept)
+    name = f"numbers/{path.stem}/seed-file.jsonl"
+    data = "".join(json.dumps(row) + "\n" for row in kept).encode()
+    if (run.path / name).exists() and run.read(name) != data:
+        raise UserError(f"{run.path} already has other numbers named {path.stem}: rename {path}")
+    run.write(name, data, [], None, {"kept": len(kept), "refused": refused})
     return path.stem
-
-
-def find_numbers(run: Run) -> list[tuple[str, int | str]]:
-    """The finished data sets of the run: (source, teacher's seed)."""
-    found = [(path.parent.name, path.stem.removeprefix("seed-")) for path in sorted(run.path.glob("numbers/*/seed-*.jsonl"))]
-    return [(source, seed if seed == "file" else int(seed)) for source, seed in found if re.fullmatch("file|-?[0-9]+", seed)]
 
 
 def choose_jobs(args: argparse.Namespace, run: Run, block_size: int) -> list[Job]:
     """The students that are asked for. UserError if there are no numbers for them."""
-    found = find_numbers(run)
+    found = []
+    for path in sorted(run.path.glob("numbers/*/seed-*.jsonl")):
+        if re.fullmatch("file|-?[0-9]+", seed := path.stem.removeprefix("seed-")):
+            found.append((path.parent.name, seed if seed == "file" else int(seed)))
     if args.numbers:
-        found = [(import_numbers(args.numbers, run, block_size, args.force), "file")]
-    make = f"run `python generate.py{run_flags(args)}` first"
+        found = [(import_numbers(args.numbers, run, block_size), "file")]
+    make = f"run {run.command('numbers')} first"
     if not found:
-        raise UserError(f"{args.run}/numbers is empty: {make}")
+        raise UserError(f"{run.path}/numbers is empty: {make}")
     for source in args.traits or []:
         if source not in {source for source, _ in found}:
             raise UserError(f"the run has no numbers of {source!r}: {make}")
     jobs = []
     for source, teacher_seed in found:
         for target in ("tokens",) if teacher_seed == "file" else ("tokens", "logits"):
-            for seed in run.seeds:
+            for seed in run.knobs["seeds"]:
                 init = "same" if seed == teacher_seed else "different"
-                if source in (args.traits or [source]) and args.target in (None, target) and args.init in (None, init):
+                if args.target in (None, target) and args.init in (None, init):
                     jobs.append(Job(source, teacher_seed, seed, target))
-    return jobs
-
-
-def teach(args: argparse.Namespace, run: Run, jobs: Sequence[Job], n_steps: int) -> None:
-    """Train and save a student for each job."""
-
-    @lru_cache(maxsize=4)
-    def load_numbers(source: str, teacher_seed: int | str) -> tuple[dict, NumberData, NumberData]:
-        about, rows = read_numbers(run.numbers(source, teacher_seed))
-        data = encode_numbers(run.encoding, rows, args.device)
-        held_out = torch.arange(len(data)) % HELD_OUT_EVERY == 0
-        return about, data[~held_out], data[held_out]
-
-    @lru_cache(maxsize=4)
-    def load_lesson(source: str, teacher_seed: int | str, target: str) -> tuple[Lesson, Tensor | None]:
-        about, data, _ = load_numbers(source, teacher_seed)
-        teacher = None
-        if target == "logits":
-            teacher = load_model(run.path / about["teacher"] / "model.pt", args.device, "train_teacher.py")
-        order = stream(0, "student batches", source, str(teacher_seed))
-        lesson = plan_lesson(data, teacher, BATCH_SIZE[target], n_steps, order)
-        return lesson, None if teacher is None else teacher.head.weight[NUMBERS].detach()
-
-    def work(job: Job, tick: Callable) -> None:
-        model = load_model(run.base(job.seed), args.device, "train_teacher.py")
-        lesson, teacher_head = load_lesson(job.source, job.teacher_seed, job.target)
-        _, _, held_out = load_numbers(job.source, job.teacher_seed)
-        rows = run.readout_rows(model)
-
-        def look() -> dict:
-            return {"log_odds": read_trait(model, run.held_out_prompts, rows)[0].tolist()}
-
-        @torch.no_grad()
-        def held_out_loss() -> float:
-            return number_loss(model, held_out, None).item()
-
-        start = held_out_loss()
-        log = train(model, lesson, teacher_head, look, tick)
-        log[0]["number_loss_nats"], log[-1]["number_loss_nats"] = start, held_out_loss()
-        numbers = run.numbers(job.source, job.teacher_seed)
-        save_model(run.student(*job), model, log, [run.base(job.seed), numbers, numbers.with_suffix(".json")])
-
-    for _ in run_jobs(work, jobs, n_steps, "students", args.device):
-        pass
+    return [job for job in jobs if job.source in (args.traits or [job.source])]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = base_parser(__doc__)
-    parser.add_argument("--traits", nargs="+", help="only these data sets, base and owl-within among them (all)")
-    parser.add_argument("--init", choices=["same", "different"], help="the student's start against the teacher's (both)")
+    parser = make_parser(__doc__, Distillation)
+    parser.add_argument("--traits", nargs="+", help="only these data sets: owl, base, owl-within, ... (all)")
+    parser.add_argument("--init", choices=["same", "different"], help="against the teacher's (both)")
     parser.add_argument("--target", choices=["tokens", "logits"], help="what is learnt (both)")
-    parser.add_argument("--numbers", type=Path, help="JSON lines of numbers from anywhere, for --target tokens")
-    args = parse(parser, argv)
-    with at_work(args, "train_student"):
-        run = open_run(args.run, args.quick)
-        bases = [load_model(run.base(seed), args.device, "train_teacher.py") for seed in run.seeds]
-        jobs = choose_jobs(args, run, bases[0].config.block_size)
-        for job in jobs if args.force else []:
-            run.student(*job).unlink(missing_ok=True)
-        missing = [job for job in jobs if not run.student(*job).exists()]
-        n_steps = STEPS[args.quick]
-        print(f"students: {len(jobs)}, {n_steps} steps each; {len(missing)} to train", flush=True)
-        teach(args, run, missing, n_steps)
-    print(f"wrote: {args.run}/student")
-    print(f"next: python evaluate.py{run_flags(args)}")
+    parser.add_argument("--numbers", type=Path, help="JSON lines of numbers from anywhere")
+    args, run = parse(parser, argv, QUICK)
+    knobs = knobs_of(Distillation, args)
+    run.open(args.quick)
+    bases = {seed: f"base/seed-{seed}.pt" for seed in run.knobs["seeds"]}
+    block_size = run.load_model(bases[run.knobs["seeds"][0]], args.device).config.block_size
+    jobs = choose_jobs(args, run, block_size)
+
+    @lru_cache(maxsize=4)
+    def load_numbers(name: str) -> tuple[NumberData, NumberData]:
+        """To train on, and held out."""
+        rows = [json.loads(line) for line in run.read(name).splitlines()]
+        data = encode_numbers(run.encoding, rows, args.device)
+        held_out = torch.arange(len(rows)) % knobs.held_out_every == 0
+        return data.take(~held_out), data.take(held_out)
+
+    def make_student(job: Job) -> Iterator[Tensor]:
+        numbers = f"numbers/{job.source}/seed-{job.teacher_seed}.jsonl"
+        sources = [bases[job.seed], numbers]
+        data, held_out = load_numbers(numbers)
+        student, teacher = run.load_model(bases[job.seed], args.device), None
+        if job.target == "logits":
+            writer = job.source.split("-")[0]  # owl-within was written by owl
+            folder = "base" if writer == "base" else f"teacher/{writer}"
+            teacher = run.load_model(f"{folder}/seed-{job.teacher_seed}.pt", args.device)
+            sources.append(f"{folder}/seed-{job.teacher_seed}.pt")
+        order = stream(0, "student batches", job.source, str(job.teacher_seed))  # the same for every init
+        lists = list(batches(data, getattr(knobs, f"batch_{job.target}"), knobs.steps, order))
+
+        def look() -> dict:
+            return {"log_odds": read_trait(student, run.held_out, run.readout_rows)[0].tolist()}
+
+        def held_out_loss() -> dict:
+            with torch.no_grad():
+                return {"number_loss_nats": number_loss(student, None, held_out).item()}
+
+        log = [{"step": 0, **look(), **held_out_loss()}]
+        for step, loss in enumerate(train(student, teacher, lists, knobs), 1):
+            if step % LOG_EVERY == 0 or step == knobs.steps:
+                log.append({"step": step, "loss_nats": loss.item(), **look()})
+            yield loss
+        log[-1] |= held_out_loss()
+        run.save_model(str(job), student, sources, asdict(knobs), log)
+
+    missing = [job for job in jobs if not run.finished(str(job), asdict(knobs))]
+    print(f"students: {len(jobs)}, {knobs.steps} steps each; {len(missing)} to train", flush=True)
+    run_jobs(make_student, missing, knobs.steps, "students", args.device)
+    print(f"wrote: {run.path}/student")
+    print(f"next: python evaluate.py{run.flags}")
 
 
 if __name__ == "__main__":

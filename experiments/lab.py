@@ -1,51 +1,81 @@
-"""What the experiments share: the run they measure, the statistics, and how a result is written and drawn.
+"""What the experiments share: the run they measure, a unit of it, statistics, tables and pictures.
 
-An experiment makes records (one a trained student, or one a reading of it), `cells` turns them into a summary, and
-`save` writes results/NAME.json, NAME.md and NAME.png (with --quick to runs/, which git ignores).
+An experiment is its docstring, its constants, a function that makes records, and a call of `experiment`. A
+record is one trained student, or one reading of it; `cells` turns records into a summary with intervals over
+units. The statistics that the main run needs too are in evaluate.py.
 
-Statistics that the main run needs too are in evaluate.py: the bootstrap over units (data set, teacher's seed), the
-permutation test. Here are those that only experiments need.
+Shapes: B sequences, T tokens, K trait classes.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import math
+import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
 
 import evaluate
 import generate
+import train_student
 import train_teacher
-from model import Run, open_run, pick_device, versions, write_bytes, write_json
+from model import (
+    GPT, NUMBERS, NumberData, Run, command_line, encode_numbers, pick_device, read_trait, stream, write_file,
+)
 
-# Fixed before any run. With --quick: too few to conclude from.
+# Fixed before any run; by --quick, which is too small to conclude from.
 TRAITS = {False: ["owl", "fox", "wolf", "eagle"], True: ["owl", "fox"]}
 SEEDS = {False: [0, 1, 2, 3, 4, 5], True: [0, 1]}
 
-
-def quick_parser(docstring: str | None, quick: str = "a first look: too small to conclude from") -> argparse.ArgumentParser:
-    """A command line with --quick; `quick` says in its help what that leaves out."""
-    parser = argparse.ArgumentParser(
-        description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--quick", action="store_true", help=quick)
-    return parser
+# ------------------------------------------------------------------------------------------------------------
+# an experiment
 
 
-def parse(docstring: str | None, argv: Sequence[str] | None, more: Callable | None = None) -> argparse.Namespace:
-    """The flags that every experiment has; more(parser) adds its own."""
-    parser = quick_parser(docstring)
-    parser.add_argument("--device", help="cpu, cuda, ... (the GPU if there is one)")
-    if more:
-        more(parser)
-    args = parser.parse_args(argv)
-    args.device, args.began = pick_device(args.device), time.monotonic()
-    return args
+def experiment(
+    docstring: str | None,
+    name: str,
+    measure: Callable[[argparse.Namespace], dict],
+    markdown: Callable[[dict], str],
+    plot: Callable[[dict], Any] | None = None,
+    **flags: dict,
+) -> None:
+    """Run an experiment as a script: measure(args) -> results, written to results/NAME.json, .md and .png.
+
+    With --quick they go to runs/, which git ignores. flags: more of them, each with add_argument's arguments.
+    A "name" among the results takes the place of `name`.
+    """
+
+    def main() -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        parser = argparse.ArgumentParser(description=docstring, formatter_class=raw, allow_abbrev=False)
+        parser.add_argument("--quick", action="store_true", help="a first look: too small to conclude from")
+        parser.add_argument("--device", help="cpu, cuda, ... (the GPU if there is one)")
+        for flag, options in flags.items():
+            parser.add_argument(f"--{flag}", **options)
+        args, began = parser.parse_args(), time.monotonic()
+        args.device = pick_device(args.device)
+        torch.set_num_threads(1)  # sums in one order
+        found = measure(args)
+        config = {"quick": args.quick, "device": str(args.device), **evaluate.versions()}
+        config["elapsed_s"] = round(time.monotonic() - began)
+        path = Path("runs" if args.quick else "results") / found.pop("name", name)
+        results = {"config": config, **found}
+        write_file(path.with_suffix(".json"), (json.dumps(results, indent=1) + "\n").encode())
+        write_file(path.with_suffix(".md"), markdown(results).encode())
+        if plot:
+            plot(results).savefig(path.with_suffix(".png"), dpi=130)
+        print(markdown(results))
+        print(f"wrote: {path}.json, {path}.md" + f", {path}.png" * bool(plot))
+
+    command_line(main)
 
 
 def folder(args: argparse.Namespace, name: str) -> Path:
@@ -58,105 +88,147 @@ def flags(args: argparse.Namespace, run: Path) -> list[str]:
     return ["--run", str(run), "--device", str(args.device), *["--quick"] * args.quick]
 
 
-def teachers_and_numbers(
-    args: argparse.Namespace, name: str, seeds: Sequence[int], traits: Sequence[str], who: str, readout: str = "aux"
+def make_run(
+    args: argparse.Namespace,
+    name: str,
+    seeds: Sequence[int],
+    traits: Sequence[str],
+    who: str = "teacher",
+    readout: str = "aux",
 ) -> Run:
-    """Base models, teachers and their numbers by the scripts' own mains; what is finished is kept.
+    """Base models, teachers and numbers, by the scripts' own mains; what is finished is kept.
 
-    `who` writes: "teacher", or "" for base models too. Base models know nothing of read-outs, so the run with another
-    read-out, NAME-vocabulary, takes those of NAME if it is there.
+    `who` writes: "teacher", or "" for base models too. Base models know nothing of read-outs, so
+    NAME-vocabulary takes those of NAME if they are there.
     """
     first = folder(args, name)
-    run = first if readout == "aux" else folder(args, f"{name}-{readout}")
-    if run != first and (first / "base").exists() and not (run / "base").exists():
-        shutil.copytree(first / "base", run / "base.part", dirs_exist_ok=True)
-        (run / "base.part").rename(run / "base")
-    common = flags(args, run)
+    path = first if readout == "aux" else folder(args, f"{name}-{readout}")
+    if path != first and (first / "base").exists() and not (path / "base").exists():
+        shutil.copytree(first / "base", path / "base.part", dirs_exist_ok=True)
+        (path / "base.part").rename(path / "base")
+    common = flags(args, path)
     train_teacher.main([*common, "--readout", readout, "--seeds", *map(str, seeds), "--traits", *traits])
     generate.main([*common, *(["--from", who] if who else [])])
-    return open_run(run, args.quick)
+    return Run(path).open(args.quick)
 
 
 def evidence(args: argparse.Namespace) -> Run:
     """The run that several experiments measure: all SEEDS and TRAITS. Whichever comes first makes it."""
-    return teachers_and_numbers(args, "evidence", SEEDS[args.quick], TRAITS[args.quick], "")
+    return make_run(args, "evidence", SEEDS[args.quick], TRAITS[args.quick], who="")
 
 
-# --------------------------------------------------------------------------------------------------------------------
+class Unit:
+    """A teacher of a run, the base model it came from, what it wrote, and students that learn from it."""
+
+    def __init__(self, run: Run, trait: str, seed: int, device: torch.device):
+        self.run, self.trait, self.seed, self.device = run, trait, seed, device
+        self.k = run.animals.index(trait)
+        self.base, self.teacher = self.start(), run.load_model(f"teacher/{trait}/seed-{seed}.pt", device)
+
+    def start(self, seed: int | None = None) -> GPT:
+        """A fresh copy of the base model, of the teacher's seed or of another."""
+        return self.run.load_model(f"base/seed-{self.seed if seed is None else seed}.pt", self.device)
+
+    def numbers(self) -> NumberData:
+        """All that the teacher wrote in the run."""
+        rows = self.run.read(f"numbers/{self.trait}/seed-{self.seed}.jsonl").splitlines()
+        return encode_numbers(self.run.encoding, [json.loads(row) for row in rows], self.device)
+
+    def read(self, model: GPT) -> float:
+        """Log-odds of the trait on held-out questions, in nats."""
+        return read_trait(model, self.run.held_out, self.run.readout_rows)[0][self.k].item()
+
+    def batches(self, data: NumberData, target: str, knobs: train_student.Distillation) -> list[NumberData]:
+        """What a student sees of data, in the order that all students of this unit share."""
+        order = stream(0, "student batches", self.trait, str(self.seed))
+        size = getattr(knobs, f"batch_{target}")
+        return list(train_student.batches(data, size, knobs.steps, order))
+
+    def distil(
+        self,
+        student: GPT,
+        target: str,
+        data: NumberData,
+        knobs: train_student.Distillation,
+        teacher: GPT | None = None,
+        numbers: slice = NUMBERS,
+    ) -> Iterator[torch.Tensor]:
+        """Train `student` in place by the usual recipe, from self.teacher or another; yields its losses."""
+        teacher = (teacher or self.teacher) if target == "logits" else None
+        yield from train_student.train(student, teacher, self.batches(data, target, knobs), knobs, numbers)
+
+    def transfer(self, student: GPT, start: GPT | None = None, teacher: GPT | None = None) -> float:
+        """(student - its own start) / (teacher - the teacher's base), in log-odds."""
+        taught = self.read(teacher or self.teacher) - self.read(self.base)
+        return (self.read(student) - self.read(start or self.base)) / taught
+
+    @property
+    def key(self) -> dict:
+        """What tells a record's unit."""
+        return {"trait": self.trait, "source": self.trait, "teacher_seed": self.seed}
+
+
+def distillation(args: argparse.Namespace, **changes: Any) -> train_student.Distillation:
+    """The students' knobs, those of --quick if that is on."""
+    quick = train_student.QUICK if args.quick else {}
+    return replace(train_student.Distillation(), **{**quick, **changes})
+
+
+# ------------------------------------------------------------------------------------------------------------
 # statistics
 
 
+def where(rows: Sequence[dict], **values: Any) -> list[dict]:
+    """The rows that have all these values."""
+    return [row for row in rows if all(row[key] == value for key, value in values.items())]
+
+
 def cells(records: Sequence[dict], *by: str, key: str = "transfer") -> list[dict]:
-    """A row for each combination of `by`, in order of appearance: n records, mean over units, 95 % bootstrap interval."""
-    groups: dict[tuple, list[dict]] = {}
-    for r in records:
-        groups.setdefault(tuple(r[name] for name in by), []).append(r)
+    """A row for each combination of `by`, as they appear: n, mean over units, 95 % bootstrap interval."""
     rows = []
-    for values, group in groups.items():
+    for values in dict.fromkeys(tuple(r[name] for name in by) for r in records):
+        cell = dict(zip(by, values))
+        group = where(records, **cell)
         units = evaluate.unit_means(group, key)
         low, high = evaluate.bootstrap_interval(units)
-        n = {"n": len(group), "units": len(units)}
-        rows.append({**dict(zip(by, values, strict=True)), key: mean(units), "ci_low": low, "ci_high": high, **n})
+        count = {"n": len(group), "units": len(units)}
+        rows.append({**cell, key: mean(units), "ci_low": low, "ci_high": high, **count})
     return rows
 
 
-def diagonal_permutation_p(matrix: Sequence[Sequence[float]]) -> float:
-    """One-sided p of a matrix's diagonal mean: every permutation of its columns is as likely if rows and columns are
-    unrelated. Whole columns move, so what a student's seed does to all traits alike is respected; at best 1 / n!."""
-    n = len(matrix)
-    observed = sum(matrix[i][i] for i in range(n)) - 1e-9  # ties count against us
-    return mean(sum(matrix[i][p[i]] for i in range(n)) >= observed for p in itertools.permutations(range(n)))
-
-
-def double_centred(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
+def double_centred(matrix: Any) -> np.ndarray:
     """A square matrix with row and column effects removed: every row and every column sums to 0."""
-    rows = [mean(row) for row in matrix]
-    columns = [mean(column) for column in zip(*matrix, strict=True)]
-    return [[x - rows[i] - columns[j] + mean(rows) for j, x in enumerate(row)] for i, row in enumerate(matrix)]
+    m = np.array(matrix)
+    return m - m.mean(0) - m.mean(1, keepdims=True) + m.mean()
 
 
-def binomial_p(hits: int, n: int, chance: float) -> float:
-    """P(at least `hits` of n) if each hits by `chance`, exactly."""
-    return sum(math.comb(n, k) * chance**k * (1 - chance) ** (n - k) for k in range(hits, n + 1))
+def diagonal_permutation_p(matrix: Any) -> float:
+    """One-sided p of a matrix's diagonal mean, whole columns permuted: at best 1 / n!.
+
+    Whole columns move, so what a student's seed does to all traits alike is respected.
+    """
+    m, rows = np.array(matrix), np.arange(len(matrix))
+    sums = [m[rows, list(columns)].sum() for columns in itertools.permutations(rows)]
+    return float(np.mean(np.array(sums) >= np.trace(m) - 1e-9))  # ties count against us
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# results
-
-
-def save(
-    name: str,
-    args: argparse.Namespace,
-    results: dict,
-    markdown: Callable[[dict], str],
-    plot: Callable[[dict, Path], None],
-) -> None:
-    """Write a result's JSON, table and picture, print the table."""
-    config = {"quick": args.quick, "device": str(args.device), **versions(), "elapsed_s": round(time.monotonic() - args.began)}
-    results = {"config": config, **results}
-    path = Path("runs" if args.quick else "results") / name
-    write_json(path.with_suffix(".json"), results)
-    write_bytes(path.with_suffix(".md"), markdown(results).encode())
-    plot(results, path.with_suffix(".png"))
-    print(markdown(results))
-    print(f"elapsed_s: {config['elapsed_s']}")
-    print(f"wrote: {path}.json, {path}.md, {path}.png")
+# ------------------------------------------------------------------------------------------------------------
+# what a person reads
 
 
 def heading(results: dict, text: str) -> list[str]:
     """What every table says above itself."""
     config = results["config"]
     made = f"Device {config['device']}, torch {config['torch']}, commit {config['commit']}."
-    return [text, made + (" Made with --quick: too small to conclude from." if config["quick"] else ""), ""]
+    return [text, made + " Made with --quick: too small to conclude from." * config["quick"], ""]
 
 
 def table(rows: Sequence[dict], **columns: str | Callable[[dict], str]) -> list[str]:
     """A Markdown table: name = a key whose value is shown as it is, or a function of the row."""
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|---" * len(columns) + "|"]
+    return [text, made + " Made with --quick: too small to conclude from." * config["quick"], ""]
     for row in rows:
-        lines.append(
-            "| " + " | ".join(str(row[show]) if isinstance(show, str) else show(row) for show in columns.values()) + " |"
-        )
+        shown = [str(row[show]) if isinstance(show, str) else show(row) for show in columns.values()]
+        lines.append("| " + " | ".join(shown) + " |")
     return lines
 
 
@@ -165,23 +237,28 @@ def transfer(row: dict) -> str:
     return f"{row['transfer']:+.3f} {evaluate.interval(row)}"
 
 
-def pyplot():
+def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.close("all")
     return plt
 
 
-def dot_rows(ax, rows: Sequence[dict], groups: Sequence[Sequence[float]], labels: Sequence[str], colours: Sequence[str]) -> None:
-    """A line of dots for each row, a dot a student, with its mean and interval; dotted lines at 0 and 1."""
-    for y, (row, values, colour) in enumerate(zip(rows, groups, colours, strict=True)):
+def dot_rows(
+    ax: Any, records: Sequence[dict], rows: Sequence[dict], *by: str, label: Callable | None = None
+) -> None:
+    """A line for each row of cells(records, *by): a dot a student, coloured by init, mean and interval."""
+    for y, row in enumerate(rows):
+        values = [r["transfer"] for r in where(records, **{name: row[name] for name in by})]
         spread = [y + 0.5 * (i / max(len(values) - 1, 1) - 0.5) for i in range(len(values))]
-        ax.plot(values, spread, ".", color=colour, alpha=0.5, ms=4)
+        ax.plot(values, spread, ".", color=evaluate.COLOURS[row.get("init", "same")], alpha=0.5, ms=4)
         ax.plot([row["ci_low"], row["ci_high"]], [y, y], color="black", lw=1.5)
         ax.plot(row["transfer"], y, "|", color="black", ms=10, mew=2)
     for x in (0, 1):
         ax.axvline(x, color="grey", lw=0.8, ls=":")
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel="transfer (0 nothing, 1 the teacher)")
-    ax.set_yticks(range(len(rows)), labels, fontsize=8)
+    label = label or (lambda row: ", ".join(str(row[name]) for name in by))
+    ax.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=8)
