@@ -225,7 +225,8 @@ def heading(results: dict, text: str) -> list[str]:
 
 def table(rows: Sequence[dict], **columns: str | Callable[[dict], str]) -> list[str]:
     """A Markdown table: name = a key whose value is shown as it is, or a function of the row."""
-    return [text, made + " Made with --quick: too small to conclude from." * config["quick"], ""]
+    header = " | ".join(name.replace("_", " ") for name in columns)
+    lines = [f"| {header} |", "|---" * len(columns) + "|"]
     for row in rows:
         shown = [str(row[show]) if isinstance(show, str) else show(row) for show in columns.values()]
         lines.append("| " + " | ".join(shown) + " |")
