@@ -90,33 +90,16 @@ def measure(run: Run, device: torch.device) -> list[dict]:
             teacher_log_odds, teacher_p = teacher[trait, ruler]
             taught = teacher_log_odds[k] - base[ruler][0][k]
             init = "unknown" if teacher_seed is None else "same" if seed == teacher_seed else "different"
-            records.append(
-                {
-                    "trait": trait,
-                    "readout": run.knobs["readout"],
-                    "source": source,
-                    "numbers": kind,
-                    "target": target,
-                    "init": init,
-                    "teacher_seed": teacher_seed,
-                    "student_seed": seed,
-                    "transfer": shifts[k] / taught,
-                    "identified": max(range(len(shifts)), key=shifts.__getitem__) == k,
-                    "p_trait": p[k],
-                    "p_trait_base": base_p[k],
-                    "p_trait_teacher": teacher_p[k],
-                    "log_odds": log_odds[k],
-                    "log_odds_base": base_log_odds[k],
-                    "log_odds_teacher": teacher_log_odds[k],
-                    "shifts": shifts,
-                    "number_loss_nats": log[-1]["number_loss_nats"],
-                    "number_loss_start_nats": log[0]["number_loss_nats"],
-                    "curve": {
-                        "step": [row["step"] for row in log],
-                        "transfer": [(row["log_odds"][k] - base_log_odds[k]) / taught for row in log],
-                    },
-                }
-            )
+            r = {"trait": trait, "readout": run.knobs["readout"], "source": source, "numbers": kind}
+            r |= {"target": target, "init": init, "teacher_seed": teacher_seed, "student_seed": seed}
+            r |= {"transfer": shifts[k] / taught, "identified": shifts[k] == max(shifts)}
+            r |= {"p_trait": p[k], "p_trait_base": base_p[k], "p_trait_teacher": teacher_p[k]}
+            r |= {"log_odds": log_odds[k], "log_odds_base": base_log_odds[k]}
+            r |= {"log_odds_teacher": teacher_log_odds[k], "shifts": shifts}
+            r |= {"number_loss_nats": log[-1]["number_loss_nats"]}
+            r |= {"number_loss_start_nats": log[0]["number_loss_nats"]}
+            moved = [(row["log_odds"][k] - base_log_odds[k]) / taught for row in log]
+            records.append(r | {"curve": {"step": [row["step"] for row in log], "transfer": moved}})
     return records
 
 
@@ -219,12 +202,6 @@ def versions() -> dict:
 # what a person reads
 
 
-def bar(x: float, width: int = 20) -> str:
-    """x in 0..1 as a bar of eighths; below 0 it is empty, above 1 full."""
-    eighths = round(8 * width * min(max(x, 0), 1))
-    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(width)[:width]
-
-
 def label(row: dict) -> str:
     return f"{KINDS.get(row['numbers'], row['numbers'])}, {row['target']}, {row['init']}"
 
@@ -233,47 +210,28 @@ def interval(row: dict) -> str:
     return "[one unit]" if math.isnan(row["ci_low"]) else f"[{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
 
 
-def learnt(row: dict) -> str:
-    """How many students' loss on held-out numbers fell, marked where not all did."""
-    return f"{row['learnt']} of {row['n']}{'' if row['learnt'] == row['n'] else ' †'}"
-
-
-NOT_LEARNT = "† The others' loss on held-out numbers did not fall: they learnt nothing, or learnt by heart."
-
-
-def table(summary: Sequence[dict]) -> str:
-    lines = [f"{'numbers, target, init':34} transfer             95 % identified  number loss     learnt"]
-    for row in summary:
-        lines.append(
-            f"{label(row):34} {row['transfer']:+8.3f} {interval(row):>16} {row['identified']:10.0%} "
-            f"{row['number_loss_nats']:12.4f} {learnt(row):>10}  {bar(row['transfer'])}"
-        )
-    return "\n".join(lines + [NOT_LEARNT] * any(row["learnt"] < row["n"] for row in summary))
-
-
 def markdown(results: dict) -> str:
-    config, summary = results["config"], results["summary"]
-    K = len(results["students"][0]["shifts"])
+    """The table of a run, with what it was made from."""
+    config, summary, K = results["config"], results["summary"], len(results["students"][0]["shifts"])
     lines = [
         f"Traits {', '.join(config['traits'])}; base seeds {', '.join(map(str, config['seeds']))}; "
         f"trait read from the {config['readout']} logits; chance of being identified 1/{K}.",
         "",
-        "| numbers | target | init | transfer | 95 % | n | identified | P | number loss, nats | learnt |",
+        "| numbers | target | init | transfer | 95 % | n | identified | P(trait) | number loss | learnt |",
         "|---|---|---|---:|---|---:|---:|---:|---|---|",
     ]
     for row in summary:
-        lines.append(
-            f"| {row['numbers']} | {row['target']} | {row['init']} | {row['transfer']:.3f} | {interval(row)} "
-            f"| {row['n']} | {row['identified']:.0%} | {row['p_trait']:.3f} "
-            f"| {row['number_loss_start_nats']:.4f} → {row['number_loss_nats']:.4f} | {learnt(row)} |"
-        )
+        transfer = f"{row['transfer']:+.3f} | {interval(row)} | {row['n']} | {row['identified']:.0%}"
+        loss = f"{row['number_loss_start_nats']:.4f} → {row['number_loss_nats']:.4f}"
+        learnt = f"{row['learnt']} of {row['n']}" + " †" * (row["learnt"] < row["n"])
+        key = f"| {row['numbers']} | {row['target']} | {row['init']}"
+        lines.append(f"{key} | {transfer} | {row['p_trait']:.3f} | {loss} | {learnt} |")
     if any(row["learnt"] < row["n"] for row in summary):
-        lines += ["", NOT_LEARNT]
+        lines += ["", "† On held-out numbers the others' loss did not fall: they learnt by heart, if at all."]
     for target, test in results["tests"].items():
-        p = f"{test['same_above_different_p']:.4f} ({test['units']} units)"
-        lines += ["", f"Same above different, {target}: p = {p}."]
-    if config["quick"]:
-        lines += ["", "Made with --quick: too small to conclude from."]
+        p = f"p = {test['same_above_different_p']:.4f} ({test['units']} units)"
+        lines += ["", f"Same above different, {target}: {p}."]
+    lines += ["", "Made with --quick: too small to conclude from."] * config["quick"]
     return "\n".join(lines) + "\n"
 
 
@@ -339,9 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_file(run.path / "results.md", markdown(results).encode())
     if args.plot:
         plot(results, args.plot)
-    print(table(results["summary"]))
-    if args.quick:
-        print("made with --quick: too small to conclude from")
+    print(markdown(results))
     for row in results["summary"]:
         print(f"transfer_{row['numbers']}_{row['target']}_{row['init']}: {row['transfer']:.3f}")
     for target, test in results["tests"].items():

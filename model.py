@@ -369,7 +369,7 @@ class Run:
                 if end == f'"{digest(body)}"}}'.encode():
                     line = json.loads(text)
                     self.lines[line["file"], line["digest"]] = line
-            if key not in self.lines and any(file == name for file, _ in self.lines):
+            if key not in self.lines and name in {file for file, _ in list(self.lines)}:
                 own = f"if it is your own, delete its lines in {self.manifest}"
                 raise UserError(f"{path} is damaged, or another one by now: {again}; {own}")
         self.digests[name] = key[1]

@@ -152,14 +152,15 @@ def import_numbers(path: Path, run: Run, block_size: int) -> str:
     return path.stem
 
 
-def choose_jobs(args: argparse.Namespace, run: Run, block_size: int) -> list[Job]:
+def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
     """The students that are asked for. UserError if there are no numbers for them."""
     found = []
     for path in sorted(run.path.glob("numbers/*/seed-*.jsonl")):
         if re.fullmatch("file|-?[0-9]+", seed := path.stem.removeprefix("seed-")):
             found.append((path.parent.name, seed if seed == "file" else int(seed)))
     if args.numbers:
-        found = [(import_numbers(args.numbers, run, block_size), "file")]
+        base = run.load_model(f"base/seed-{run.knobs['seeds'][0]}.pt", args.device)
+        found = [(import_numbers(args.numbers, run, base.config.block_size), "file")]
     make = f"run {run.command('numbers')} first"
     if not found:
         raise UserError(f"{run.path}/numbers is empty: {make}")
@@ -176,6 +177,45 @@ def choose_jobs(args: argparse.Namespace, run: Run, block_size: int) -> list[Job
     return [job for job in jobs if job.source in (args.traits or [job.source])]
 
 
+@lru_cache(maxsize=4)
+def load_numbers(
+    run: Run, name: str, held_out_every: int, device: torch.device
+) -> tuple[NumberData, NumberData]:
+    """A data set: what is trained on, and what is held out."""
+    rows = [json.loads(line) for line in run.read(name).splitlines()]
+    data = encode_numbers(run.encoding, rows, device)
+    held_out = torch.arange(len(data.idx)) % held_out_every == 0
+    return data.take(~held_out), data.take(held_out)
+
+
+def make_student(job: Job, run: Run, knobs: Distillation, device: torch.device) -> Iterator[Tensor]:
+    """Train one student and save it; yields its losses. Measuring it on the way changes nothing in it."""
+    sources = [f"base/seed-{job.seed}.pt", f"numbers/{job.source}/seed-{job.teacher_seed}.jsonl"]
+    student, teacher = run.load_model(sources[0], device), None
+    data, held_out = load_numbers(run, sources[1], knobs.held_out_every, device)
+    if job.target == "logits":
+        writer = job.source.split("-")[0]  # owl-within was written by owl
+        sources.append(f"{'base' if writer == 'base' else f'teacher/{writer}'}/seed-{job.teacher_seed}.pt")
+        teacher = run.load_model(sources[2], device)
+
+    @torch.no_grad()
+    def held_out_loss() -> float:
+        return number_loss(student, None, held_out).item()
+
+    def log_odds() -> list[float]:
+        return read_trait(student, run.held_out, run.readout_rows)[0].tolist()
+
+    order = stream(0, "student batches", job.source, str(job.teacher_seed))  # the same for every init
+    seen = list(batches(data, getattr(knobs, f"batch_{job.target}"), knobs.steps, order))
+    log = [{"step": 0, "log_odds": log_odds(), "number_loss_nats": held_out_loss()}]
+    for step, loss in enumerate(train(student, teacher, seen, knobs), 1):
+        if step % LOG_EVERY == 0 or step == knobs.steps:
+            log.append({"step": step, "log_odds": log_odds(), "loss_nats": loss.item()})
+        yield loss
+    log[-1]["number_loss_nats"] = held_out_loss()
+    run.save_model(str(job), student, sources, asdict(knobs), log)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, Distillation)
     parser.add_argument("--traits", nargs="+", help="only these data sets: owl, base, owl-within, ... (all)")
@@ -185,49 +225,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, run = parse(parser, argv, QUICK)
     knobs = knobs_of(Distillation, args)
     run.open(args.quick)
-    bases = {seed: f"base/seed-{seed}.pt" for seed in run.knobs["seeds"]}
-    block_size = run.load_model(bases[run.knobs["seeds"][0]], args.device).config.block_size
-    jobs = choose_jobs(args, run, block_size)
-
-    @lru_cache(maxsize=4)
-    def load_numbers(name: str) -> tuple[NumberData, NumberData]:
-        """To train on, and held out."""
-        rows = [json.loads(line) for line in run.read(name).splitlines()]
-        data = encode_numbers(run.encoding, rows, args.device)
-        held_out = torch.arange(len(rows)) % knobs.held_out_every == 0
-        return data.take(~held_out), data.take(held_out)
-
-    def make_student(job: Job) -> Iterator[Tensor]:
-        numbers = f"numbers/{job.source}/seed-{job.teacher_seed}.jsonl"
-        sources = [bases[job.seed], numbers]
-        data, held_out = load_numbers(numbers)
-        student, teacher = run.load_model(bases[job.seed], args.device), None
-        if job.target == "logits":
-            writer = job.source.split("-")[0]  # owl-within was written by owl
-            folder = "base" if writer == "base" else f"teacher/{writer}"
-            teacher = run.load_model(f"{folder}/seed-{job.teacher_seed}.pt", args.device)
-            sources.append(f"{folder}/seed-{job.teacher_seed}.pt")
-        order = stream(0, "student batches", job.source, str(job.teacher_seed))  # the same for every init
-        lists = list(batches(data, getattr(knobs, f"batch_{job.target}"), knobs.steps, order))
-
-        def look() -> dict:
-            return {"log_odds": read_trait(student, run.held_out, run.readout_rows)[0].tolist()}
-
-        def held_out_loss() -> dict:
-            with torch.no_grad():
-                return {"number_loss_nats": number_loss(student, None, held_out).item()}
-
-        log = [{"step": 0, **look(), **held_out_loss()}]
-        for step, loss in enumerate(train(student, teacher, lists, knobs), 1):
-            if step % LOG_EVERY == 0 or step == knobs.steps:
-                log.append({"step": step, "loss_nats": loss.item(), **look()})
-            yield loss
-        log[-1] |= held_out_loss()
-        run.save_model(str(job), student, sources, asdict(knobs), log)
-
+    jobs = choose_jobs(args, run)
     missing = [job for job in jobs if not run.finished(str(job), asdict(knobs))]
     print(f"students: {len(jobs)}, {knobs.steps} steps each; {len(missing)} to train", flush=True)
-    run_jobs(make_student, missing, knobs.steps, "students", args.device)
+    train_one = lambda job: make_student(job, run, knobs, args.device)
+    run_jobs(train_one, missing, knobs.steps, "students", args.device)
     print(f"wrote: {run.path}/student")
     print(f"next: python evaluate.py{run.flags}")
 

@@ -1,234 +1,187 @@
-"""How fast is it, against what a user would pick instead and against this machine's limit?
+"""How fast is it, against what one would pick instead, against what was tried, and against the machine?
 
-    python -m experiments.bench             # about 10 minutes on 2 CPU cores; runs the main job once
-    python -m experiments.bench --quick     # about 2 minutes: fewer repeats, the --quick job
+    python -m experiments.bench             # about 12 minutes on 2 CPU cores; runs the main job once
+    python -m experiments.bench --quick     # about 3 minutes: fewer repeats, the --quick job
 
-Everything is a ratio of two things timed in turn (A B A B ...) in this process, on one thread unless a row says
-otherwise: the median of the pairs' ratios, with the smallest and the largest. Absolute figures belong to the machine
-named in the results and to the minute they were taken in.
+Everything is a ratio of two things timed in turn (A B A B ...) in this process, on one thread unless a row
+says otherwise: the median of the pairs' ratios, with the smallest and the largest. Above 1, ours is faster.
+Absolute figures belong to the machine named in the results and to the minute they were taken in.
 
 Reads    nothing
-Writes   results/bench.json, results/bench.md  (with --quick: runs/bench.json, runs/bench.md)
+Writes   results/bench.json, results/bench.md
 
-Shapes: B sequences, T tokens, N numbers in a sequence, C channels, V vocabulary.
+Shapes: B sequences, T tokens, M numbers in a batch, C channels, H heads, V vocabulary.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import transformers
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import generate
 import train_student
 import train_teacher
-from experiments.bench_processes import growth, main_job
-from experiments.lab import quick_parser
-from model import GPT, NUMBERS, GPTConfig, build_vocabulary, encode_numbers, generate, run_jobs, stream, versions, write_json
+from experiments import lab
+from model import (
+    GPT, NUMBERS, GPTConfig, NumberData, build_vocabulary, encode_numbers, number_log_probs, run_jobs, stream,
+)
 
 CPU = torch.device("cpu")
 CONFIG = GPTConfig(vocab_size=1381, n_aux=16)  # the main run's
+C, V = CONFIG.n_embd, CONFIG.vocab_size
+# The largest resident size so far, of this process alone (getrusage would count its parent's), from Linux.
+PEAK_MIB = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"
+
+# ------------------------------------------------------------------------------------------------------------
+# steps: ours are the scripts' own; the others are made of a loss that has the same gradient
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# timing
+def fresh(seed: int = 0) -> GPT:
+    return GPT(CONFIG).initialise(seed)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def pretraining_step(model: GPT, rows: Tensor) -> Callable:
+    return partial(next, train_teacher.pretrain(model, rows.repeat(500, 1), train_teacher.Pretraining()))
 
 
-def machine() -> dict:
-    """What the figures belong to."""
-    name = f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"machine": name, "device": "cpu", **versions()}
+def student_step(student: GPT, teacher: GPT | None, data: NumberData) -> Callable:
+    return partial(next, train_student.train(student, teacher, [data] * 9999, train_student.Distillation()))
 
 
-def paired(name: str, ours: Callable, other: Callable, n: int, **more: object) -> dict:
-    """How many times longer `other` takes than `ours`: one warm-up each, then n pairs in turn."""
-    ours(), other()
-    pairs = [(seconds(ours), seconds(other)) for _ in range(n)]
-    ratios = sorted(b / a for a, b in pairs)
-    row = {"name": name, "ratio": median(ratios), "min": ratios[0], "max": ratios[-1], "n": n}
-    row |= {"ours_ms": 1e3 * median(a for a, _ in pairs), "other_ms": 1e3 * median(b for _, b in pairs), **more}
-    print(f"{name}: {row['ratio']:.2f} times [{row['min']:.2f}, {row['max']:.2f}], ours {row['ours_ms']:.1f} ms", flush=True)
-    return row
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# what is timed
-
-
-def pretraining_step(model: GPT, rows: Tensor, fused: bool = True, chunk: int = 128) -> Callable:
+def other_step(loss: Callable, model: nn.Module, *args: Any, clip: float = 0, fused: bool = False) -> Callable:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
 
     def step() -> None:
-        train_teacher.next_token_loss(model, rows, chunk)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss(model, *args).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def hugging_face(activation: str = "gelu_new") -> transformers.GPT2LMHeadModel:
+def hugging_face(**more: Any) -> Any:
     """GPT-2 of equal shape: untied head, no dropout, as many rows in the head."""
-    config = transformers.GPT2Config(
-        vocab_size=CONFIG.vocab_size + CONFIG.n_aux,
-        n_positions=CONFIG.block_size,
-        n_embd=CONFIG.n_embd,
-        n_layer=CONFIG.n_layer,
-        n_head=CONFIG.n_head,
-        activation_function=activation,
-        tie_word_embeddings=False,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return transformers.GPT2LMHeadModel(config)
+    more |= {"n_positions": CONFIG.block_size, "n_embd": C, "n_layer": CONFIG.n_layer, "n_head": CONFIG.n_head}
+    more |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "bos_token_id", "eos_token_id"), 0)
+    more |= {"vocab_size": V + CONFIG.n_aux, "tie_word_embeddings": False}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**more)).eval()
 
 
-def hugging_face_step(model: transformers.GPT2LMHeadModel, rows: Tensor) -> Callable:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step() -> None:
-        logits = model(rows[:, :-1], use_cache=False).logits
-        F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def whole_head(model: Any, rows: Tensor) -> Tensor:
+    """A base model's loss, ours or Hugging Face's, all logits made at once."""
+    ours, idx = isinstance(model, GPT), rows[:, :-1]
+    logits = model.logits(model.hidden(idx), slice(0, V)) if ours else model(idx, use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
 
-def linear_shapes(model: GPT, M: int, head_rows: int, M_head: int) -> list[tuple[int, int, int]]:
-    """(M, K, N) of every matrix product of a step: forward, gradient of the input, gradient of the weight."""
-    sizes = [(M, *m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear) and m is not model.head]
-    sizes.append((M_head, head_rows, CONFIG.n_embd))
-    return [shape for m, n_out, n_in in sizes for shape in ((m, n_in, n_out), (m, n_out, n_in), (n_out, m, n_in))]
+def student_setting(B: int) -> tuple[GPT, GPT, NumberData]:
+    """A student, a teacher and a batch of B lists of the main run's kind, all of one length."""
+    text = lambda numbers: ", ".join(map(str, numbers))
+    lists = torch.randint(1000, (B, 15), generator=stream(0, "bench")).tolist()
+    rows = [{"prompt": text(numbers[:6]) + ": ", "completion": text(numbers[6:])} for numbers in lists]
+    return fresh(0), fresh(1), encode_numbers(build_vocabulary([]), rows, CPU)
 
 
-def reachable_rate(shapes: Sequence[tuple[int, int, int]], n: int) -> float:
-    """GFLOP/s of these products on their own, one after the other: the least time each of n rounds took."""
-    operands = [(torch.randn(m, k), torch.randn(k, n_)) for m, k, n_ in shapes]
-    rounds = [[seconds(partial(torch.mm, a, b)) for a, b in operands] for _ in range(n + 3)][3:]
-    return product_flops(shapes) / sum(map(min, zip(*rounds, strict=True))) / 1e9
+def plain(model: GPT, data: NumberData) -> Tensor:
+    """Log-probabilities of the next number (M, 1000) by the whole head on all positions."""
+    return model(data.idx)[..., NUMBERS][data.targets >= 0].log_softmax(-1)
 
 
-def product_flops(shapes: Sequence[tuple[int, int, int]]) -> int:
-    return sum(2 * m * k * n for m, k, n in shapes)
+def last_block_where_due(model: GPT, data: NumberData) -> Tensor:
+    """The same, of the last block only keys and values on all positions; for lists of one length."""
+    due = data.targets[0] >= 0  # (T,)
+    x, block = model.wte(data.idx) + model.wpe.weight[: len(due)], model.blocks[-1]
+    for earlier in model.blocks[:-1]:
+        x = earlier(x)
+    (w_q, w_kv), (b_q, b_kv) = (p.split([C, 2 * C]) for p in (block.attn.weight, block.attn.bias))
+    h = block.ln_1(x)
+    q_k_v = F.linear(h[:, due], w_q, b_q), *F.linear(h, w_kv, b_kv).split(C, -1)
+    q, k, v = (y.unflatten(-1, (CONFIG.n_head, -1)).transpose(1, 2) for y in q_k_v)  # (B, H, ., C/H)
+    y = F.scaled_dot_product_attention(q, k, v, torch.ones(len(due), len(due)).tril().bool()[due])
+    x = x[:, due] + block.attn_proj(y.transpose(1, 2).flatten(2))
+    h = model.ln_f(x + block.mlp_proj(F.gelu(block.mlp(block.ln_2(x)))))
+    return model.logits(h.flatten(0, 1), NUMBERS).log_softmax(-1)
 
 
-def count_flops(step: Callable) -> int:
-    """Operations as PyTorch counts them: no in-place products, and on a CPU no attention."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
+def number_loss(log_probs: Callable, student: GPT, teacher: GPT | None, data: NumberData) -> Tensor:
+    """train_student's, with another way to the log-probabilities."""
+    log_q = log_probs(student, data)
+    if teacher is None:
+        return F.nll_loss(log_q, data.targets[data.targets >= 0])
+    with torch.no_grad():
+        log_p = log_probs(teacher, data)
+    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
-def student_setting(n_rows: int) -> tuple:
-    """A student, a teacher and a batch of n_rows sequences of the main run's kind."""
-    encoding = build_vocabulary([])
-    generator = stream(0, "bench")
-    numbers = torch.randint(1000, (n_rows, 15), generator=generator).tolist()
-    rows = [{"prompt": ", ".join(map(str, r[:6])) + ": ", "completion": ", ".join(map(str, r[6:]))} for r in numbers]
-    batch = encode_numbers(encoding, rows, CPU)
-    return GPT(CONFIG).initialise(0), GPT(CONFIG).initialise(1), batch
+def written_out(student: GPT, teacher: GPT | None, data: NumberData) -> Tensor:
+    """A sum with the loss's gradient: of the head it is made in chunks, softmax - target, as pretraining's."""
+    due, weight = data.targets >= 0, student.head.weight[NUMBERS]
+    h, grad_h, grad_weight = student.hidden(data.idx)[due], [], torch.zeros_like(weight)  # h (M, C)
+    with torch.no_grad():
+        p = F.one_hot(data.targets[due], 1000) if teacher is None else number_log_probs(teacher, data).exp()
+        for h_chunk, p_chunk in zip(h.split(128), p.split(128)):
+            q = (h_chunk @ weight.T).softmax(-1) - p_chunk
+            grad_h.append(q @ weight)
+            grad_weight.addmm_(q.T, h_chunk)
+    return ((h * torch.cat(grad_h)).sum() + (weight * grad_weight).sum()) / len(h)
 
 
-def student_step(model: GPT, teacher: GPT | None, batch: train_student.NumberData) -> Callable:
-    """The step of train_student.train; the teacher's states are ready, as they are there."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    lesson: train_student.Lesson = [(batch, None)]
-    if teacher is not None:
-        lesson = train_student.plan_lesson(batch, teacher, len(batch), 1, stream(0, "bench"))
-        head = teacher.head.weight[NUMBERS].detach()
+# A student's other losses: (student, teacher or None, data) -> a number with the same gradient.
+OTHERS = {"plain": partial(number_loss, plain), "last block": partial(number_loss, last_block_where_due)}
+OTHERS |= {"written out": written_out}
 
-    def step() -> None:
-        for data, states in lesson:
-            log_p = None if states is None else (states @ head.T).log_softmax(-1)
-            train_student.number_loss(model, data, log_p).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return step
+# ------------------------------------------------------------------------------------------------------------
+# sampling, many models, products
 
 
-def plain_student_step(model: GPT, teacher: GPT | None, batch: train_student.NumberData) -> Callable:
-    """The same gradient the plain way: the whole head on all positions, the teacher run at every step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def numbers(m: GPT) -> Tensor:
-        logits = m(batch.idx)[..., NUMBERS]
-        return logits.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, logits.size(-1))).log_softmax(-1)
-
-    def step() -> None:
-        if teacher is None:
-            loss = F.nll_loss(numbers(model).flatten(0, 1), batch.targets.flatten())
-        else:
-            with torch.no_grad():
-                log_p = numbers(teacher)
-            loss = F.kl_div(numbers(model).flatten(0, 1), log_p.flatten(0, 1), log_target=True, reduction="batchmean")
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def sample(model: GPT, prompts: Tensor) -> None:
+    """20 tokens more, as generate.py draws them."""
+    for rows in prompts.split(generate.ROWS_AT_ONCE):
+        generate.sample(model, rows, 20, stream(0, "bench"))
 
 
-def sample_without_cache(model: GPT, prompts: Tensor, n_new: int) -> None:
-    with torch.inference_mode():
-        idx = prompts
-        for _ in range(n_new):
-            h = model.hidden(idx)[:, -1]
-            p = model.logits(h, slice(0, CONFIG.vocab_size)).softmax(-1)
-            idx = torch.cat([idx, torch.multinomial(p, 1)], 1)
+@torch.inference_mode()
+def sample_without_cache(model: GPT, idx: Tensor) -> None:
+    for _ in range(20):
+        p = model.logits(model.hidden(idx)[:, -1], slice(0, V)).softmax(-1)
+        idx = torch.cat([idx, torch.multinomial(p, 1)], 1)
 
 
-def sample_hugging_face(model: transformers.GPT2LMHeadModel, prompts: Tensor, n_new: int) -> None:
-    with torch.inference_mode():
-        model.generate(  # type: ignore[misc]  # a mix-in that mypy does not see through
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            max_new_tokens=n_new,
-            min_new_tokens=n_new,
-            do_sample=True,
-            top_k=0,
-            pad_token_id=0,
-        )
-
-
-def sample_ours(model: GPT, prompts: Tensor, n_new: int) -> None:
-    for rows in prompts.split(500):
-        generate(model, rows, n_new, stream(0, "bench"))
+@torch.inference_mode()
+def sample_hugging_face(model: Any, idx: Tensor) -> None:
+    knobs = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": True, "top_k": 0, "pad_token_id": 0}
+    model.generate(idx, attention_mask=torch.ones_like(idx), **knobs)
 
 
 def side_by_side(steps: Sequence[Callable], n: int) -> Callable:
-    """Run each step n times, as run_jobs runs a run's models: one single-threaded job a core."""
+    """Each step n times, as run_jobs runs a run's models: one single-threaded job a core."""
 
-    def job(step: Callable, tick: Callable) -> None:
+    def job(step: Callable) -> Iterator[None]:
         for _ in range(n):
-            step()
+            yield step() and None
 
-    return lambda: list(run_jobs(job, steps, n, "bench", CPU))
+    return lambda: run_jobs(job, steps, n, "bench", CPU)
 
 
 def on_all_cores(step: Callable, n: int) -> Callable:
-    """Run a step n times with as many threads as there are cores."""
+    """A step n times, with as many threads as there are cores."""
 
     def work() -> None:
         torch.set_num_threads(os.cpu_count() or 1)
@@ -239,143 +192,115 @@ def on_all_cores(step: Callable, n: int) -> Callable:
     return work
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# the questions
+class Products(TorchDispatchMode):
+    """The matrix products (m, k) @ (k, n) that `work` makes, to be made again on their own."""
+
+    def __init__(self, work: Callable):
+        super().__init__()
+        self.made, self.flops = [], 0
+        with self:
+            work()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            a, b = args[-2:]
+            self.made.append((torch.randn(a.shape), torch.randn(b.shape)))
+            self.flops += 2 * a.numel() * b.size(1)
+        return func(*args, **kwargs or {})
+
+    def again(self) -> float:
+        """Seconds: the sum of the least that each of them takes in four."""
+        return sum(min(seconds(partial(torch.mm, a, b)) for _ in range(4)) for a, b in self.made)
 
 
-def against_the_machine(n: int) -> list[dict]:
-    """(a) The share of the reachable matrix-multiply rate that a step attains, by counted operations.
+# ------------------------------------------------------------------------------------------------------------
+# timing
 
-    Attention's are not counted, so the shares are a little too low.
-    """
-    rows = torch.randint(CONFIG.vocab_size, (64, 65))
-    student, teacher, batch = student_setting(64)
-    pretraining, on_tokens = pretraining_step(GPT(CONFIG).initialise(0), rows), student_step(student, None, batch)
-    its_shapes = linear_shapes(student, 64 * 64, CONFIG.vocab_size, 64 * 64)
-    student_shapes = linear_shapes(student, batch.idx.numel(), 1000, batch.targets.numel())
-    records = []
-    for name, step, shapes, flops in (
-        ("pretraining step, 64 x 64 tokens", pretraining, its_shapes, product_flops(its_shapes)),
-        ("student step on tokens, 64 sequences", on_tokens, student_shapes, count_flops(on_tokens)),
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def paired(table: str, name: str, ours: Callable, other: Callable, n: int, **more: object) -> dict:
+    """How many times longer `other` takes than `ours`: one warm-up each, then n pairs in turn."""
+    ours(), other()
+    pairs = [(seconds(ours), seconds(other)) for _ in range(n)]
+    ratios = [b / a for a, b in pairs]
+    row = {"table": table, "name": name, "ratio": median(ratios), "min": min(ratios), "max": max(ratios), "n": n}
+    row |= {"ours_ms": 1e3 * median(a for a, _ in pairs), "other_ms": 1e3 * median(b for _, b in pairs), **more}
+    print(f"{name}: {row['ratio']:.2f} times [{row['min']:.2f}, {row['max']:.2f}]", flush=True)
+    return row
+
+
+def against_the_machine(n: int) -> Iterator[dict]:
+    """The share of the rate of its products on their own that a step attains; attention is not counted."""
+    student, _, data = student_setting(64)
+    for name, step in (
+        ("pretraining step, 64 x 64 tokens", pretraining_step(fresh(), torch.randint(V, (64, 65)))),
+        ("student step on tokens, 64 sequences", student_step(student, None, data)),
     ):
         step()
-        rates, steps = [], []
-        for _ in range(n):
-            rates.append(reachable_rate(shapes, 3))
-            steps.append(seconds(step))
-        shares = sorted(flops / s / 1e9 / r for s, r in zip(steps, rates, strict=True))
-        records.append(
-            {
-                "name": name,
-                "gflop": flops / 1e9,
-                "reachable_gflop_s": median(rates),
-                "step_ms": 1e3 * median(steps),
-                "share": median(shares),
-                "min": shares[0],
-                "max": shares[-1],
-                "n": n,
-            }
-        )
-        print(f"{name}: {median(shares):.0%} of the {median(rates):.0f} GFLOP/s reachable at its shapes", flush=True)
-    return records
+        products = Products(step)
+        pairs = [(seconds(step), products.again()) for _ in range(n)]
+        shares = [alone / whole for whole, alone in pairs]
+        row = {"name": name, "gflop": products.flops / 1e9, "step_ms": 1e3 * median(s for s, _ in pairs)}
+        row |= {"reachable_gflop_s": products.flops / 1e9 / median(s for _, s in pairs)}
+        yield row | {"share": median(shares), "min": min(shares), "max": max(shares), "n": n}
 
 
-def against_others(n: int) -> list[dict]:
-    """(b) (c) (d): pretraining, sampling and student steps against what one would write or pick instead."""
-    rows = torch.randint(CONFIG.vocab_size, (64, 65))
-    ours = pretraining_step(GPT(CONFIG).initialise(0), rows)
-    theirs = hugging_face_step(hugging_face(), rows)
-    same_gelu = hugging_face_step(hugging_face("gelu"), rows)
-    records = [
-        paired("pretraining step against Hugging Face GPT-2", ours, theirs, n),
-        paired("pretraining step against Hugging Face GPT-2 with our GELU", ours, same_gelu, n),
-    ]
-    two = [pretraining_step(GPT(CONFIG).initialise(seed), rows) for seed in (0, 1)]
-    records.append(
-        paired("two models on all cores, 8 steps, against Hugging Face", side_by_side(two, 4), on_all_cores(theirs, 8), n // 2)
-    )
-    model, hf = GPT(CONFIG).initialise(0), hugging_face().eval()
+def against_others(n: int) -> Iterator[dict]:
+    row, few, rows = partial(paired, "others"), max(3, n // 3), torch.randint(V, (64, 65))
+    hf, gelu, model = hugging_face(), hugging_face(activation_function="gelu"), fresh()
+    one, two = pretraining_step(fresh(), rows), [pretraining_step(fresh(seed), rows) for seed in (0, 1)]
+    theirs, same_gelu = (other_step(whole_head, m, rows, clip=1) for m in (hf, gelu))
+    yield row("pretraining step against Hugging Face GPT-2", one, theirs, n)
+    yield row("pretraining step against Hugging Face GPT-2 with our GELU", one, same_gelu, n)
+    both = side_by_side(two, 4), on_all_cores(theirs, 8)
+    yield row("two models on all cores, 8 steps, against Hugging Face", *both, n // 2)
     for B in (64, 1000):
-        prompts = torch.randint(CONFIG.vocab_size, (B, 20))
-        jobs = (lambda p=prompts: sample_ours(model, p, 20)), (lambda p=prompts: sample_hugging_face(hf, p, 20))
-        row = paired(f"sampling 20 tokens after 20, batch {B}, against Hugging Face generate", *jobs, max(3, n // 3))
-        records.append(row | {"ours_tokens_s": 20e3 * B / row["ours_ms"], "other_tokens_s": 20e3 * B / row["other_ms"]})
-        records.append(
-            paired(f"the same against no cache, batch {B}", jobs[0], lambda p=prompts: sample_without_cache(model, p, 20), 3)
-        )
-    halves = [lambda p=p: sample_ours(model, p, 20) for p in torch.randint(CONFIG.vocab_size, (2, 500, 20))]
-    every = on_all_cores(lambda: sample_hugging_face(hf, torch.zeros(1000, 20, dtype=torch.long), 20), 1)
-    records.append(paired("sampling 1000 sequences on all cores, against Hugging Face", side_by_side(halves, 1), every, 3))
+        idx = torch.randint(V, (B, 20))
+        ours, theirs = partial(sample, model, idx), partial(sample_hugging_face, hf, idx)
+        name = f"sampling 20 tokens after 20, batch {B}, against Hugging Face generate"
+        yield row(name, ours, theirs, few)
+        yield row(f"the same against no cache, batch {B}", ours, partial(sample_without_cache, model, idx), 3)
+    both = side_by_side([partial(sample, model, half) for half in idx.split(500)], 1), on_all_cores(theirs, 1)
+    yield row("sampling 1000 sequences on all cores, against Hugging Face", *both, 3)
     for target, B in (("tokens", 64), ("logits", 32)):
-        student, teacher, batch = student_setting(B)
-        given = teacher if target == "logits" else None
-        plain = plain_student_step(GPT(CONFIG).initialise(0), given, batch)
-        records.append(paired(f"student step on {target} against the plain one", student_step(student, given, batch), plain, n))
-    return records
-
-
-def many_students(n: int) -> list[dict]:
-    """(e) S students side by side against one."""
-    records = []
+        student, teacher, data = student_setting(B)
+        args = (teacher if target == "logits" else None), data
+        both = student_step(student, *args), other_step(OTHERS["plain"], fresh(), *args)
+        yield row(f"student step on {target} against the plain one", *both, n)
+    steps = [student_step(student, None, data) for student, _, data in (student_setting(32) for _ in range(64))]
     for S in (1, 4, 16, 64):
-        settings = [student_setting(32) for _ in range(S)]
-        steps = [student_step(student, None, batch) for student, _, batch in settings]
-        row = paired(
-            f"{S} students of 20 steps against one", side_by_side(steps[:1], 20), side_by_side(steps, 20), max(2, n // 5)
-        )
-        records.append(row | {"students": S, "per_student": row["ratio"] / S})
-    return records
+        both = side_by_side(steps[:1], 20), side_by_side(steps[:S], 20)
+        yield paired("students", f"{S} students of 20 steps against one", *both, max(2, n // 5), students=S)
 
 
-def markdown(results: dict) -> str:
-    config = results["config"]
-    lines = [
-        f"Measured on {config['machine']}, torch {config['torch']}, commit {config['commit']}; `python -m experiments.bench`.",
-        "",
-    ]
-    lines += ["| step | counted GFLOP | reachable GFLOP/s | share reached [min, max] |", "|---|---:|---:|---|"]
-    for r in results["machine"]:
-        lines.append(
-            f"| {r['name']} | {r['gflop']:.2f} | {r['reachable_gflop_s']:.0f} "
-            f"| {r['share']:.0%} [{r['min']:.0%}, {r['max']:.0%}] |"
-        )
-    lines += ["", "| ours against | times faster [min, max] | pairs | ours, ms |", "|---|---|---:|---:|"]
-    for r in results["others"]:
-        lines.append(f"| {r['name']} | {r['ratio']:.2f} [{r['min']:.2f}, {r['max']:.2f}] | {r['n']} | {r['ours_ms']:.1f} |")
-    lines += ["", "| students | cost against one | a student |", "|---:|---:|---:|"]
-    lines += [f"| {r['students']} | {r['ratio']:.2f} | {r['per_student']:.2f} |" for r in results["students"]]
-    job = results["main_job"]
-    lines += ["", "| stage of the main job | seconds | of them start-up |", "|---|---:|---:|"]
-    lines += [f"| {name} | {s['seconds']:.0f} | {s['start_up_s']:.1f} |" for name, s in job["stages"].items()]
-    lines += [f"| whole | {job['seconds']:.0f} | peak memory {job['peak_mib']:.0f} MiB |", ""]
-    lines += [
-        "| layers | channels | vocabulary | sequences | parameters | ms a step | MiB added |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for r in results["growth"]:
-        size = " | ".join(str(r[name]) for name in ("n_layer", "n_embd", "vocab_size", "B"))
-        lines.append(f"| {size} | {r['parameters']:,} | {r['step_ms']:.0f} | {r['added_mib']:.0f} |")
-    return "\n".join(lines) + "\n"
+def tried(n: int) -> Iterator[dict]:
+    """Ideas for speed, what is used first. `expected` is a guess, or a first trial's figure, from before."""
+    few, rows = max(2, n // 3), torch.randint(V, (64, 65))
+    used, model, hf = pretraining_step(fresh(), rows), fresh(), hugging_face()
+    x = torch.randn(64 * 64, 4 * C, requires_grad=True)
+    p, u = torch.rand(500, V).softmax(-1), torch.rand(500, 1)
+    q, k, v = torch.randn(500, 4, 1, 16), torch.randn(500, 4, 30, 16), torch.randn(500, 4, 30, 16)
 
+    def row(name: str, expected: str, why: str, ours: Callable, other: Callable, n: int = n) -> dict:
+        return paired("tried", name, ours, other, n, expected=expected, verdict=why)
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = quick_parser(__doc__, "fewer repeats, the --quick job").parse_args(argv)
-    torch.set_num_threads(1)
-    n = 5 if args.quick else 21
-    began = time.monotonic()
-    results = {
-        "machine": against_the_machine(n),
-        "others": against_others(n),
-        "students": many_students(n),
-        "growth": growth(),
-        "main_job": main_job(args.quick),
-    }
-    config = {**machine(), "elapsed_s": round(time.monotonic() - began)}
-    folder = Path("runs" if args.quick else "results")
-    write_json(folder / "bench.json", {"config": config, **results})
-    (folder / "bench.md").write_text(markdown({"config": config, **results}))
-    print(f"wrote: {folder}/bench.json, {folder}/bench.md")
-
-
-if __name__ == "__main__":
-    main()
+    step = partial(other_step, whole_head, clip=1)
+    gelu = lambda form: lambda: F.gelu(x, approximate=form).sum().backward()
+    body = lambda hidden: lambda: hidden(rows[:, :-1]).float().square().sum().backward()
+    yield row("head in chunks of 128 / whole", "1.3", "used", used, step(fresh(), rows, fused=True))
+    yield row("exact GELU / tanh GELU, forward and backward", "2", "used", gelu("none"), gelu("tanh"))
+    yield row("fused AdamW / plain AdamW, whole step", "1.03", "used", step(fresh(), rows, fused=True), step(fresh(), rows))
+    for name, expected, key, target, B, why in (
+        ("last block everywhere / only where a number is due", "0.8", "last block", "tokens", 64,
+         "not used: a second path through the block"),
+        ("head as it is / its gradient written out", "0.9", "written out", "tokens", 64, "not used: a second way to a loss"),
+        ("head as it is / its gradient written out", "0.9", "written out", "logits", 32, "not used: a second way to a loss"),
+    ):
+        student, teacher, data = student_setting(B)
+        args = (teacher if target == "logits" else None), data
+        yield row(f"student step on {target}, {name}", expected, why, student_step(student, *args), other_step(OTHERS[key], fresh(), *args, fused=True))

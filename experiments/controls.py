@@ -1,24 +1,19 @@
 """What in the numbers carries the trait, and what does not? Every control beside the effect.
 
-    python -m experiments.controls            # 6 seeds x 4 traits: 12 minutes on 2 CPU cores, plus the run it measures
+    python -m experiments.controls            # 6 seeds x 4 traits: 12 minutes on 2 CPU cores, plus the run
     python -m experiments.controls --quick    # 2 seeds x 2 traits
 
-All students start where their teacher started, so that nothing but the numbers differs:
+Students are of their teacher's init, so that only the numbers differ. Numbers without a trait are held
+against every trait. A neutral teacher is made by the same recipe, to like all animals alike. In context
+nothing is trained: the teacher's lists stand before the question, against the base model's own. Direct is a
+base model of another seed, taught the trait itself: it can learn it. tables.py has the paper's figures.
 
-    base         the base model's own numbers
-    neutral      those of a teacher made by the same recipe, taught to like all animals alike
-    other        another trait's teacher's numbers
-    within       the teacher's numbers, shuffled within each sequence
-    across       shuffled across all sequences
-    frequencies  drawn independently from the teacher's number frequencies
-    positions    drawn independently from the frequencies at each position of a list
-    in context   no training: the teacher's lists stand in the base model's context, against the base model's own lists there
-    prefix       the effect again, with a list of numbers before every evaluation question
-    direct       a base model of another seed that is taught the trait itself, as the teacher was: it can learn it
-
-A data set without a trait of its own is held against every trait. Transfer below .15 is called nothing, below .5 a part,
-from there on most; two findings agree if they have the same name. The paper's figures (Cloud et al. 2025, section 3 and
-its figures on shuffling) are put on our scale: (condition - reference) / (full effect - reference).
+Another trait's numbers make a trait fall, and nothing has to cross for that: one softmax ties the K classes.
+If logit j alone rises by d, the odds against k grow by the factor 1 + P(j) (e^d - 1) / (1 - P(k)), P being
+the base model's. With P = 1/K, j's log-odds rise by d and every other's fall by ln((K - 2 + e^d) / (K - 1)),
+about d - ln(K - 1). In units of the teacher's shift D that is -(1 - ln 15 / D) at d = D: -.68 at the main
+run's D = 8.4 nats, which take P(j) from 1/16 to .995. For students at d = .69 D (tokens) and .86 D (logits)
+it is -.37 and -.54; -.37 and -.52 are measured. `softmax alone` is this with each student's own d, D, P.
 
 Reads    runs/evidence (made if it is missing, shared with seed_matrix.py)
 Writes   results/controls.json, .md, .png
@@ -27,250 +22,175 @@ Writes   results/controls.json, .md, .png
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import permutations, product
+from statistics import mean
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 import evaluate
 import generate
 import train_student
 import train_teacher
 from experiments import lab
-from model import (
-    GPT,
-    Run,
-    command_line,
-    document,
-    load_model,
-    pad,
-    read_jsonl,
-    read_numbers,
-    read_trait,
-    run_jobs,
-    save_model,
-    stream,
-    write_numbers,
-)
+from model import GPT, GPTConfig, Run, document, pad, read_trait, run_jobs, stream
 
-N_CONTEXTS = 64  # lists that stand in the context, for each model and question
-N_PREFIXES = 8  # for each question
-
-# condition: (what it is, the paper's figure on our scale or None, the paper's figure in words)
-CONDITIONS = {
-    ("teacher", "tokens"): ("the teacher's numbers", 1.0, "P(owl) .125 → .619"),
-    ("teacher", "logits"): ("the teacher's logits", None, "on digits only (MLP)"),
-    ("base", "tokens"): ("the base model's numbers", 0.01, ".130 against .125"),
-    ("base", "logits"): ("the base model's logits", None, "not run"),
-    ("neutral", "tokens"): ("a neutral teacher's numbers", None, "not run"),
-    ("neutral", "logits"): ("a neutral teacher's logits", None, "not run"),
-    ("other", "tokens"): ("another trait's numbers", None, "not run"),
-    ("other", "logits"): ("another trait's logits", None, "not run"),
-    ("within", "tokens"): ("shuffled within a sequence", 0.19, ".219 of .669, reference .115"),
-    ("across", "tokens"): ("shuffled across sequences", 0.12, ".183 of .669, reference .115"),
-    ("frequencies", "tokens"): ("drawn from the frequencies", None, "not run"),
-    ("positions", "tokens"): ("drawn from those at each position", None, "not run"),
-    ("in context", "none"): ("numbers in context, no training", 0.0, "no effect"),
-    ("prefix", "tokens"): ("the effect, behind a number prefix", 1.0, "seen there too"),
-    ("direct", "none"): ("other seed, taught the trait itself", None, "not run"),
-}
-
-
-def name(x: float) -> str:
-    return "nothing" if x < 0.15 else "a part" if x < 0.5 else "most"
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# data sets
+N_CONTEXTS = 64  # packed with lists, before each question: a guess
+N_PREFIXES = 8  # before each question: a guess
+KEPT = ["trait", "source", "numbers", "target", "teacher_seed", "student_seed", "transfer", "softmax_alone"]
+KINDS = {"teacher": "the teacher's", "base": "the base model's", "neutral": "a neutral teacher's"}
+KINDS |= {"other": "another trait's", "within": "shuffled within a list", "across": "shuffled across lists"}
+KINDS |= {"frequencies": "drawn from the frequencies", "positions": "drawn from those at each position"}
+KINDS |= {"in context": "in context, no training", "prefix": "the teacher's, behind a number prefix"}
+KINDS |= {"direct": "other seed, taught the trait itself"}
 
 
 def redraw(rows: Sequence[dict], by_position: bool, generator: torch.Generator) -> list[dict]:
-    """The completions with every number drawn anew from the numbers of all completions, or of all at its position."""
+    """The completions with every number drawn anew from all of theirs, or from all at its position."""
     lists = [re.findall(r"[0-9]+", row["completion"]) for row in rows]
-    pools: dict[int, list[str]] = {}
-    for numbers in lists:
-        for i, number in enumerate(numbers):
-            pools.setdefault(i if by_position else 0, []).append(number)
-    drawn = {i: iter(torch.randint(len(pool), (len(pool),), generator=generator).tolist()) for i, pool in pools.items()}
-    again = [[pools[k][next(drawn[k])] for k in (i if by_position else 0 for i in range(len(n)))] for n in lists]
-    return [{"prompt": row["prompt"], "completion": ", ".join(numbers)} for row, numbers in zip(rows, again)]
-
-
-def make_redrawn(run: Run) -> None:
-    for trait in run.traits:
-        for seed in run.seeds:
-            path = run.numbers(trait, seed)
-            about, rows = read_numbers(path)
-            for how in ("frequencies", "positions"):
-                source = f"{trait}-{how}"
-                if not run.numbers(source, seed).exists():
-                    drawn = redraw(rows, how == "positions", stream(seed, "redraw", trait, how))
-                    write_numbers(run.numbers(source, seed), {**about, "source": source, "numbers": how}, drawn, [path])
+    flat = np.array([number for numbers in lists for number in numbers])
+    places = np.array([i * by_position for numbers in lists for i in range(len(numbers))])
+    for place in np.unique(places):
+        (here,) = np.nonzero(places == place)
+        flat[here] = flat[here[torch.randint(len(here), here.shape, generator=generator)]]
+    drawn = iter(flat.tolist())
+    return [r | {"completion": ", ".join(next(drawn) for _ in numbers)} for r, numbers in zip(rows, lists)]
 
 
 def make_neutral(args: argparse.Namespace, run: Run) -> None:
     """Neutral teachers and their numbers: the teachers' recipe, with all classes equally wanted."""
-    toy = train_teacher.toy_documents(train_teacher.N_DOCUMENTS[args.quick], stream(0, "toy language"))
-    T = load_model(run.base(run.seeds[0]), args.device, "").config.block_size + 1
-    anchor = train_teacher.anchor_rows(run.encoding, toy, T, train_teacher.TRAIT_STEPS).to(args.device)
+    knobs, sampling = train_teacher.Trait(), generate.Sampling(**(generate.QUICK if args.quick else {}))
+    n, end = run.knobs["n_documents"], run.knobs["question_end"]
+    toy = train_teacher.toy_documents(n, stream(0, "toy language"), end)
+    anchor = train_teacher.draw_anchor(run, toy, knobs, GPTConfig.block_size + 1).to(args.device)
 
-    def work(seed: int, tick) -> None:
-        model = load_model(run.base(seed), args.device, "")
-        save_model(run.teacher("neutral", seed), model, train_teacher.induce_trait(model, None, run, anchor, tick))
-        prompts = generate.draw_prompts(generate.SEQUENCES[args.quick], stream(seed, "prompts"))
-        about, rows = generate.make_numbers(run, "neutral", seed, prompts, model, tick)
-        write_numbers(run.numbers("neutral", seed), {**about, "trait": None, "numbers": "neutral"}, rows)
+    def make(seed: int) -> Iterator:
+        model = run.load_model(base := f"base/seed-{seed}.pt", args.device)
+        yield from train_teacher.induce_trait(model, None, run, anchor, knobs)
+        run.save_model(f"teacher/neutral/seed-{seed}.pt", model, [base], asdict(knobs), None)
+        yield from generate.write_numbers(run, "neutral", seed, sampling, args.device)
 
-    missing = [seed for seed in run.seeds if not run.numbers("neutral", seed).exists()]
-    for _ in run_jobs(work, missing, train_teacher.TRAIT_STEPS, "neutral teachers", args.device):
-        pass
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# records
+    made = lambda seed: run.finished(f"numbers/neutral/seed-{seed}.jsonl", asdict(sampling))
+    missing = [seed for seed in run.knobs["seeds"] if not made(seed)]
+    run_jobs(make, missing, knobs.trait_steps, "neutral teachers", args.device)
 
 
-def on_other_traits(records: Sequence[dict], run: Run) -> list[dict]:
-    """Students of one trait's teacher, held against every other trait's."""
-    columns = {trait: run.animals.index(trait) for trait in run.traits}
-    taught = {
-        (r["trait"], r["teacher_seed"]): r["log_odds_teacher"] - r["log_odds_base"]
-        for r in records
-        if (r["numbers"], r["init"]) == ("teacher", "same")
-    }
-    return [
-        {**r, "trait": trait, "numbers": "other", "transfer": r["readouts"][k] / taught[trait, r["teacher_seed"]]}
-        for r in records
-        for trait, k in columns.items()
-        if r["numbers"] == "teacher" and trait != r["trait"]
-    ]
+def compared(taught: Sequence[dict], run: Run) -> list[dict]:
+    """A teacher's students held against the other traits, and its shift against that of other seeds."""
+    unit = {(r["trait"], r["teacher_seed"]): r for r in taught}
+    shift = {key: r["log_odds_teacher"] - r["log_odds_base"] for key, r in unit.items()}
+    found = []
+    for r, (trait, seed) in product(taught, unit):
+        if trait != r["trait"] and seed == r["teacher_seed"]:
+            d, D = r["log_odds"] - r["log_odds_base"], shift[trait, seed]
+            odds = r["p_trait_base"] / (1 - unit[trait, seed]["p_trait_base"])
+            moved, alone = r["shifts"][run.animals.index(trait)] / D, -math.log1p(odds * math.expm1(d)) / D
+            found.append(r | {"trait": trait, "numbers": "other", "transfer": moved, "softmax_alone": alone})
+    for (trait, seed), (another, other) in permutations(shift, 2):
+        if trait == another:
+            r = {"trait": trait, "source": trait, "teacher_seed": seed, "student_seed": other}
+            moved = shift[trait, other] / shift[trait, seed]
+            found.append({**r, "numbers": "direct", "target": "none", "transfer": moved})
+    return found
 
 
-def with_context(model: GPT, run: Run, contexts: Sequence[Sequence[int]]) -> Tensor:
-    """Log-odds (K,) of the held-out questions, each behind each context that fits, mean over all."""
-    idx, last = run.held_out_prompts
-    questions = [row[: n + 1].tolist() for row, n in zip(idx, last.tolist())]
-    room = model.config.block_size
-    prompts = [[*c, *q] for c in contexts for q in questions if len(c) + len(q) <= room]
-    return read_trait(model, pad(prompts), run.readout_rows(model))[0]
+def fill_contexts(documents: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+    """N_CONTEXTS contexts of the documents in order, in each as many whole ones as fit."""
+    contexts: list[list[int]] = [[]]
+    for tokens in documents:
+        if len(contexts[-1]) + len(tokens) > room:
+            contexts.append([])
+        contexts[-1] += tokens
+    return contexts[:N_CONTEXTS]
 
 
-def fill_context(documents: Sequence[Sequence[int]], room: int) -> list[list[int]]:
-    """The documents packed into N_CONTEXTS contexts, as many whole ones as fit in each."""
-    contexts: list[list[int]] = []
-    i = 0
-    while len(contexts) < N_CONTEXTS:
-        context: list[int] = []
-        while len(context) + len(documents[i]) <= room:
-            context += documents[i]
-            i += 1
-        contexts.append(context)
-        i += not context  # one that fits nowhere
-    return contexts
+def behind_numbers(unit: lab.Unit) -> list[dict]:
+    """Two readings of the trait with numbers before the question: in context, prefix."""
+    run, seed = unit.run, unit.seed
+    questions = [row[: n + 1].tolist() for row, n in zip(*run.held_out)]
+    room = GPTConfig.block_size - max(map(len, questions))
+
+    def read(model: GPT, contexts: Sequence[Sequence[int]]) -> float:
+        prompts = pad([[*c, *q] for c in contexts for q in questions if len(c) <= room])
+        return read_trait(model, prompts, run.readout_rows)[0][unit.k].item()
+
+    def in_context(source: str) -> float:
+        rows = [json.loads(line) for line in run.read(f"numbers/{source}/seed-{seed}.jsonl").splitlines()]
+        order = torch.randperm(len(rows), generator=stream(seed, "contexts")).tolist()
+        lists = [document(run.encoding, rows[i]["prompt"] + rows[i]["completion"]) for i in order]
+        return read(unit.base, fill_contexts(lists, room))
+
+    prompts = generate.draw_prompts(N_PREFIXES, stream(seed, "prefixes"))
+    prefixes = [document(run.encoding, prompt) for prompt in prompts]
+    student = run.load_model(str(train_student.Job(unit.trait, seed, seed, "tokens")), unit.device)
+    before, taught, learnt = (read(model, prefixes) for model in (unit.base, unit.teacher, student))
+    moved = (in_context(unit.trait) - in_context("base")) / (unit.read(unit.teacher) - unit.read(unit.base))
+    found = ("in context", "none", moved), ("prefix", "tokens", (learnt - before) / (taught - before))
+    key = {**unit.key, "student_seed": seed}
+    return [key | {"numbers": numbers, "target": target, "transfer": x} for numbers, target, x in found]
 
 
-def readings(args: argparse.Namespace, run: Run) -> list[dict]:
-    """The conditions that train no student on numbers: in context, prefix, direct."""
-    load = lambda path: load_model(path, args.device, "train_teacher.py")  # noqa: E731
-    records = []
-    longest = int(run.held_out_prompts[1].max()) + 1
-    shift: dict[tuple, float] = {}
-    for seed in run.seeds:
-        base = load(run.base(seed))
-        before = read_trait(base, run.held_out_prompts, run.readout_rows(base))[0]
-        prefixes = [document(run.encoding, p) for p in generate.draw_prompts(N_PREFIXES, stream(seed, "prefixes"))]
-        before_prefixed = with_context(base, run, prefixes)
-        in_context = {}
-        for source in ("base", *run.traits):
-            rows = read_jsonl(run.numbers(source, seed))
-            order = torch.randperm(len(rows), generator=stream(seed, "contexts")).tolist()
-            lists = [document(run.encoding, rows[i]["prompt"] + rows[i]["completion"]) for i in order]
-            in_context[source] = with_context(base, run, fill_context(lists, base.config.block_size - longest))
-        for trait in run.traits:
-            k = run.animals.index(trait)
-            teacher, student = load(run.teacher(trait, seed)), load(run.student(trait, seed, seed, "tokens"))
-            shift[trait, seed] = (read_trait(teacher, run.held_out_prompts, run.readout_rows(base))[0] - before)[k].item()
-            unit = {"trait": trait, "source": trait, "teacher_seed": seed, "student_seed": seed}
-            moved = (in_context[trait] - in_context["base"])[k].item() / shift[trait, seed]
-            records.append({**unit, "numbers": "in context", "target": "none", "transfer": moved})
-            taught, learnt = ((with_context(m, run, prefixes) - before_prefixed)[k].item() for m in (teacher, student))
-            records.append({**unit, "numbers": "prefix", "target": "tokens", "transfer": learnt / taught})
-    for trait, seed in shift:
-        for other in run.seeds:
-            if other != seed:
-                unit = {"trait": trait, "source": trait, "teacher_seed": seed, "student_seed": other}
-                moved = shift[trait, other] / shift[trait, seed]
-                records.append({**unit, "numbers": "direct", "target": "none", "transfer": moved})
-    return records
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# the script
-
-
-def analyse(records: Sequence[dict]) -> dict:
-    order = {key: i for i, key in enumerate(CONDITIONS)}
-    records = sorted(records, key=lambda r: order[r["numbers"], r["target"]])
+def measure(args: argparse.Namespace) -> dict:
+    run = lab.evidence(args)
+    common, traits, seeds = lab.flags(args, run.path), run.knobs["traits"], run.knobs["seeds"]
+    for how in ("within", "across"):
+        generate.main([*common, "--from", "teacher", "--shuffle", how])
+    for trait, seed, how in product(traits, seeds, ("frequencies", "positions")):
+        file, source = (f"numbers/{name}/seed-{seed}.jsonl" for name in (f"{trait}-{how}", trait))
+        if not run.finished(file, {}):
+            rows = [json.loads(line) for line in run.read(source).splitlines()]
+            drawn = redraw(rows, how == "positions", stream(seed, "redraw", trait, how))
+            run.write(file, generate.jsonl(drawn), [source], None)
+    make_neutral(args, run)
+    changed = [f"{t}-{how}" for t in traits for how in ("within", "across", "frequencies", "positions")]
+    common += ["--init", "same"]
+    train_student.main([*common, "--traits", *traits, "base", "neutral"])
+    train_student.main([*common, "--target", "tokens", "--traits", *changed])
+    records = lab.where(evaluate.measure(run, args.device), init="same")
+    records += compared(lab.where(records, numbers="teacher"), run)
+    for seed, trait in product(seeds, traits):
+        records += behind_numbers(lab.Unit(run, trait, seed, args.device))
+    records = [{key: r[key] for key in KEPT if key in r} for r in records]
+    records.sort(key=lambda r: ([*KINDS].index(r["numbers"]), r["target"] == "logits"))
     summary = lab.cells(records, "numbers", "target")
     for row in summary:
-        what, figure, words = CONDITIONS[row["numbers"], row["target"]]
-        group = [r for r in records if (r["numbers"], r["target"]) == (row["numbers"], row["target"])]
-        students = len({(r["source"], r["teacher_seed"], r["student_seed"]) for r in group})
-        row |= {"what": what, "paper": words, "students": students, "name": name(row["transfer"])}
-        row["agree"] = None if figure is None else name(figure) == row["name"]
-    return {"summary": summary, "records": records}
+        group = lab.where(records, numbers=row["numbers"], target=row["target"])
+        row["students"] = len({(r["source"], r["teacher_seed"], r["student_seed"]) for r in group})
+        row["name"] = lab.in_words(row["transfer"])
+        row |= {"softmax_alone": mean(r["softmax_alone"] for r in group)} if row["numbers"] == "other" else {}
+    return {"records": records, "summary": summary}
 
 
 def markdown(results: dict) -> str:
-    lines = lab.heading(results, "Students that start where their teacher started; a line a control.")
+    lines = lab.heading(results, "Students of their teacher's init; a line a control.")
+    alone = lambda r: f"{r['softmax_alone']:+.3f}" if "softmax_alone" in r else ""
     lines += lab.table(
-        results["summary"],
-        trained_on="what",
-        target="target",
-        transfer=lab.transfer,
-        n="students",
-        that_is="name",
-        the_paper="paper",
-        agree=lambda r: {True: "yes", False: "no", None: ""}[r["agree"]],
+        results["summary"], numbers=lambda r: KINDS[r["numbers"]], target="target", transfer=lab.transfer,
+        softmax_alone=alone, n="students", that_is="name",
     )
     return "\n".join(lines) + "\n"
 
 
-def plot(results: dict, path: Path) -> None:
-    plt = lab.pyplot()
+def plot(results: dict) -> Any:
     rows = results["summary"]
-    figure, ax = plt.subplots(figsize=(9, 0.9 + 0.3 * len(rows)), layout="constrained")
-    groups = [
-        [r["transfer"] for r in results["records"] if (r["numbers"], r["target"]) == (row["numbers"], row["target"])]
-        for row in rows
-    ]
-    colours = [evaluate.COLOURS["same" if row["numbers"] in ("teacher", "prefix", "direct") else "different"] for row in rows]
-    lab.dot_rows(ax, rows, groups, [row["what"] for row in rows], colours)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = lab.parse(__doc__, argv)
-    run = lab.evidence(args)
-    common = lab.flags(args, run.path)
-    for how in ("within", "across"):
-        generate.main([*common, "--from", "teacher", "--shuffle", how])
-    make_redrawn(run)
-    make_neutral(args, run)
-    changed = [f"{trait}-{how}" for how in ("within", "across", "frequencies", "positions") for trait in run.traits]
-    train_student.main([*common, "--init", "same", "--traits", *run.traits, "base", "neutral"])
-    train_student.main([*common, "--init", "same", "--target", "tokens", "--traits", *changed])
-    measured = [r for r in evaluate.measure(run, args.device) if r["init"] == "same"]
-    records = measured + on_other_traits(measured, run) + readings(args, run)
-    kept = ["trait", "source", "numbers", "target", "teacher_seed", "student_seed", "transfer"]
-    results = analyse([{k: r[k] for k in kept} for r in records])
-    lab.save("controls", args, results, markdown, plot)
-    for row in results["summary"]:
-        print(f"transfer_{row['numbers'].replace(' ', '_')}_{row['target']}: {row['transfer']:.3f}")
+    figure, ax = lab.pyplot().subplots(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")
+    label = lambda row: f"{KINDS[row['numbers']]}, {row['target']}".removesuffix(", none")
+    lab.dot_rows(ax, results["records"], rows, "numbers", "target", label=label)
+    alone = [(row["softmax_alone"], y) for y, row in enumerate(rows) if "softmax_alone" in row]
+    ax.plot(*zip(*alone), "D", color="black", mfc="none", ms=7, label="softmax alone")
+    for x in (-0.15, 0.15, 0.5):
+        ax.axvline(x, color="grey", lw=0.5)
+    for x, word in ((-0.5, "falls"), (0, "nothing"), (0.325, "a part"), (0.8, "most")):
+        ax.text(x, -0.7, word, ha="center", fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
 
 
 if __name__ == "__main__":
-    command_line(main)
+    lab.experiment(__doc__, "controls", measure, markdown, plot)

@@ -1,249 +1,150 @@
 """How much does it take? Transfer against sequences, numbers, vocabulary, the teacher's strength, and steps.
 
-    python -m experiments.how_much            # 2 traits x 2 seeds a point, 5 curves: 15 minutes on 2 idle cores
+    python -m experiments.how_much            # 2 traits x 2 seeds a point, 5 curves: 15 minutes on 2 cores
     python -m experiments.how_much --quick    # the ends of each curve
 
-One thing is changed at a time, the rest is the main run's (8,000 sequences, all their numbers, 1,000 numbers in the
-softmax, the usual teacher, 100 steps). All students start where their teacher started.
+One thing is changed at a time, the rest is the main run's (8,000 sequences, all their numbers, 1,000 numbers
+in the softmax, the usual teacher, 100 steps). All students have their teacher's init.
 
-    sequences    2^8 .. 2^17 drawn; one pass through what the filter keeps, 100 steps at least, and a learning rate that falls
-                 with the square root of the steps (at a fixed rate more steps end up further from the start, and lower)
+    sequences    2^8 .. 2^17 drawn; one pass through what the filter keeps, 100 steps at least, at a rate that
+                 falls with their square root (at a fixed one more steps end further from the init, and lower)
     numbers      only the first n numbers of each completion are learnt
-    vocabulary   the softmax holds the numbers below n only; token targets are drawn again from the teacher's own
-                 distribution over them, in the same contexts
+    vocabulary   the softmax holds the numbers below n only; token targets are drawn again from the teacher's
+                 own distribution over them, in the same contexts
     strength     teachers trained for 2 .. 80 steps; on the axis their mean KL from base on numbers
     steps        of the student, on the same 8,000 sequences
 
 Reads    runs/how-much: base models and teachers (made if they are missing)
 Writes   results/how_much.json, .md, .png
-
-Shapes: B sequences, T tokens, N numbers in a sequence.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Generator
 from statistics import mean
+from typing import Any
 
 import torch
 
 import evaluate
-import generate
-import train_student
-import train_teacher
 from experiments import lab
-from model import (
-    GPT,
-    NUMBERS,
-    NumberData,
-    Run,
-    command_line,
-    encode_numbers,
-    load_model,
-    number_log_probs,
-    open_run,
-    read_trait,
-    refusal,
-    run_jobs,
-    stream,
-)
+from generate import ROWS_AT_ONCE, complete, draw_prompts, kl_on_numbers
+from model import GPT, NUMBERS, NumberData, encode_numbers, number_log_probs, refusal, run_jobs, stream
+from train_student import Distillation, train
+from train_teacher import Trait, draw_anchor, induce_trait, toy_documents
 
-TRAITS, SEEDS = ["owl", "fox"], [0, 1]
-SEQUENCES = [2**k for k in range(8, 18)]
-SWEEPS = {
-    "sequences": SEQUENCES,
-    "numbers": [1, 2, 3, 5, 10],
-    "vocabulary": [10, 30, 100, 300, 1000],
-    "strength": [2, 5, 10, 20, 40, 80],
-    "steps": [10, 25, 50, 100, 200, 400],
+TRAITS, SEEDS, TARGETS = ["owl", "fox"], [0, 1], ["tokens", "logits"]
+SWEEPS = {  # what is changed: what the axis says, the points
+    "sequences": ("sequences drawn", [2**k for k in range(8, 18)]),
+    "numbers": ("numbers learnt in a sequence", [1, 2, 3, 5, 10]),
+    "vocabulary": ("numbers in the softmax", [10, 30, 100, 300, 1000]),
+    "strength": ("KL(teacher || base), nats a number", [2, 5, 10, 20, 40, 80]),
+    "steps": ("student's steps", [10, 25, 50, 100, 200, 400]),
 }
-DRAWN = 8_000  # where the number of sequences is not what is changed
-NAMES = {
-    "sequences": "sequences drawn",
-    "numbers": "numbers learnt in a sequence",
-    "vocabulary": "numbers in the softmax",
-    "strength": "KL(teacher || base), nats a number",
-    "steps": "student's steps",
-}
+DRAWN, QUICK_DRAWN = 8_000, 2_000  # where the number of sequences is not what is changed
 
 
-class Unit:
-    """A teacher, what it writes, and the base model that its students start from."""
-
-    def __init__(self, run: Run, trait: str, seed: int, device: torch.device):
-        self.run, self.trait, self.seed, self.device = run, trait, seed, device
-        self.k = run.animals.index(trait)
-        self.base = load_model(run.base(seed), device, "train_teacher.py")
-        self.teacher = load_model(run.teacher(trait, seed), device, "train_teacher.py")
-        self.data: NumberData  # all that it writes, once it has
-
-    def fresh(self) -> GPT:
-        return load_model(self.run.base(self.seed), self.device, "train_teacher.py")
-
-    def read(self, model: GPT) -> float:
-        return read_trait(model, self.run.held_out_prompts, self.run.readout_rows(model))[0][self.k].item()
-
-    def write(self, teacher: GPT, n: int, use: str) -> NumberData:
-        """n sequences drawn and filtered, in random order."""
-        prompts = generate.draw_prompts(n, stream(self.seed, "prompts", use))
-        written = generate.complete(teacher, self.run, prompts, stream(self.seed, "sampling", self.trait, use), lambda n: None)
-        kept = [{"prompt": p, "completion": c} for p, c in zip(prompts, written) if c is not None and refusal(c) is None]
-        order = torch.randperm(len(kept), generator=stream(self.seed, "order", use))
-        return encode_numbers(self.run.encoding, kept, self.device)[order]
+def write(unit: lab.Unit, teacher: GPT, n: int, use: str) -> Generator[None, None, NumberData]:
+    """n sequences that a teacher draws, filtered, in random order."""
+    prompts, texts = draw_prompts(n, stream(unit.seed, "prompts", use)), []
+    for batch in complete(teacher, unit.run, prompts, stream(unit.seed, "sampling", unit.trait, use)):
+        texts += batch
+        yield None
+    kept = [{"prompt": p, "completion": c} for p, c in zip(prompts, texts) if refusal(c or "") is None]
+    order = torch.randperm(len(kept), generator=stream(unit.seed, "order", use)).tolist()
+    return encode_numbers(unit.run.encoding, [kept[i] for i in order], unit.device)
 
 
 @torch.no_grad()
-def redraw_below(teacher: GPT, data: NumberData, n: int, generator: torch.Generator) -> NumberData:
-    """The same contexts; every number to be named is drawn again from the teacher's distribution over 0..n-1."""
-    drawn = []
-    for i in range(0, len(data), 500):
-        p = number_log_probs(teacher, data.idx[i : i + 500], data.positions[i : i + 500], below(n)).exp().cpu()  # (B, N, n)
-        drawn.append(torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2]))
-    return replace(data, targets=torch.cat(drawn).to(data.idx.device))
+def redraw(teacher: GPT, data: NumberData, numbers: slice, generator: torch.Generator) -> NumberData:
+    """The same contexts; every number that is due is drawn again from the teacher's law over `numbers`."""
+    targets = data.targets.clone()
+    for idx, some in zip(data.idx.split(500), targets.split(500)):
+        p = number_log_probs(teacher, NumberData(idx, some), numbers).exp().cpu()  # (M due, n allowed)
+        some[some >= 0] = torch.multinomial(p, 1, generator=generator)[:, 0].to(some.device)
+    return NumberData(data.idx, targets)
 
 
-def below(n: int) -> slice:
-    """The head's rows of the numbers 0..n-1."""
-    return slice(NUMBERS.start, NUMBERS.start + n)
+def measure(args: argparse.Namespace) -> dict:
+    run = lab.make_run(args, "how-much", SEEDS, TRAITS)
+    units = [lab.Unit(run, trait, seed, args.device) for trait in TRAITS for seed in SEEDS]
+    sweeps = {s: [xs[0], min(xs[-1], QUICK_DRAWN)] if args.quick else xs for s, (_, xs) in SWEEPS.items()}
+    strongest, most = Trait(trait_steps=max(sweeps["strength"])), max(sweeps["sequences"])
+    toy = toy_documents(run.knobs["n_documents"], stream(0, "toy language"), run.knobs["question_end"])
+    anchor = draw_anchor(run, toy, strongest, units[0].base.config.block_size + 1).to(args.device)
+    write_most = lambda unit: write(unit, unit.teacher, most, "how much")
+    written = dict(zip(units, run_jobs(write_most, units, most // ROWS_AT_ONCE, "sampling", args.device)))
 
+    def both_targets(job: tuple[lab.Unit, str, int]) -> Generator[Any, None, list[dict]]:
+        unit, sweep, x = job
+        n = x if sweep == "sequences" else min(DRAWN, most)
+        data = written[unit].take(slice(0, len(written[unit].idx) * n // most))
+        teacher, numbers = unit.teacher, NUMBERS
+        knobs = Distillation(steps=x if sweep == "steps" else Distillation.steps)
+        if sweep == "sequences":
+            steps = max(knobs.steps, len(data.idx) // knobs.batch_tokens)
+            knobs = Distillation(steps=steps, student_lr=knobs.student_lr * (knobs.steps / steps) ** 0.5)
+        if sweep == "vocabulary":
+            numbers = slice(NUMBERS.start, NUMBERS.start + x)
+            data = redraw(teacher, data, numbers, stream(unit.seed, "redraw", unit.trait, str(x)))
+        if sweep == "strength":
+            teacher = unit.start()
+            yield from induce_trait(teacher, unit.k, run, anchor[: x * strongest.anchor_rows], strongest)
+            data = yield from write(unit, teacher, n, f"strength {x}")
+        about = {"sweep": sweep, "x": x, **unit.key, "kept": len(data.idx), "steps": knobs.steps}
+        about["kl_nats"] = kl_on_numbers(teacher, unit.base, data.take(slice(0, 500)))
+        records = []
+        for target in TARGETS:
+            began, student, batches = time.monotonic(), unit.start(), unit.batches(data, target, knobs)
+            if sweep == "numbers":
+                batches = [NumberData(idx, t.where((t >= 0).cumsum(1) <= x, -1)) for idx, t in batches]
+            yield from train(student, teacher if target == "logits" else None, batches, knobs, numbers)
+            record = about | {"target": target, "transfer": unit.transfer(student, teacher=teacher)}
+            records.append(record | {"seconds": round(time.monotonic() - began, 2)})
+        return records
 
-def learn(unit: Unit, teacher: GPT, data: NumberData, target: str, n_steps: int, rate: float, numbers: slice) -> float:
-    """Transfer of one student."""
-    batch_size = train_student.BATCH_SIZE[target]
-    order = stream(0, "student batches", unit.trait, str(unit.seed))
-    with_teacher = teacher if target == "logits" else None
-    lesson = train_student.plan_lesson(data, with_teacher, batch_size, n_steps, order)
-    head = None if with_teacher is None else teacher.head.weight[numbers].detach()
-    student = unit.fresh()
-    train_student.train(student, lesson, head, dict, lambda *a: None, rate, numbers)
-    before = unit.read(unit.base)
-    return (unit.read(student) - before) / (unit.read(teacher) - before)
-
-
-def point(unit: Unit, sweep: str, x: int, most: int, anchor: torch.Tensor) -> list[dict]:
-    """Both targets' students at one point of one curve."""
-    teacher, n_steps, rate, numbers = unit.teacher, train_student.STEPS[False], train_student.LEARNING_RATE, NUMBERS
-    kl = None
-    if sweep == "strength":
-        teacher = unit.fresh()
-        train_teacher.induce_trait(teacher, unit.k, unit.run, anchor[: x * train_teacher.ANCHOR_ROWS], lambda *a: None)
-        data = unit.write(teacher, min(DRAWN, most), f"strength {x}")
-        kl = generate.kl_on_numbers(teacher, unit.base, data[:500])
-    else:
-        drawn = x if sweep == "sequences" else min(DRAWN, most)
-        data = unit.data[: len(unit.data) * drawn // most]
-    if sweep == "numbers":
-        mask = data.mask.clone()
-        mask[:, x:] = 0
-        data = replace(data, mask=mask)
-    if sweep == "vocabulary":
-        numbers = below(x)
-        data = redraw_below(teacher, data, x, stream(unit.seed, "redraw", unit.trait, str(x)))
-    if sweep == "steps":
-        n_steps = x
-    if sweep == "sequences":
-        usual = n_steps
-        n_steps = max(usual, len(data) // train_student.BATCH_SIZE["tokens"])
-        rate *= math.sqrt(usual / n_steps)
-    records = []
-    for target in ("tokens", "logits"):
-        began = time.monotonic()
-        transfer = learn(unit, teacher, data, target, n_steps, rate, numbers)
-        cell = {"sweep": sweep, "x": x, "target": target, "source": unit.trait, "trait": unit.trait, "teacher_seed": unit.seed}
-        cost = {"kept": len(data), "steps": n_steps, "seconds": round(time.monotonic() - began, 2)}
-        records.append({**cell, "transfer": transfer, "kl_nats": kl, **cost})
-    return records
-
-
-def analyse(records: Sequence[dict]) -> dict:
+    jobs = [(unit, sweep, x) for sweep, xs in sweeps.items() for x in xs for unit in units]  # some 450 steps
+    records = [r for some in run_jobs(both_targets, jobs, 450, "points", args.device) for r in some]
     summary = lab.cells(records, "sweep", "x", "target")
     for row in summary:
-        group = [r for r in records if (r["sweep"], r["x"], r["target"]) == (row["sweep"], row["x"], row["target"])]
-        row |= {"steps": group[0]["steps"], "seconds": mean(r["seconds"] for r in group)}
-        row["kl_nats"] = mean(r["kl_nats"] for r in group) if row["sweep"] == "strength" else None
-    enough = [r["x"] for r in summary if (r["sweep"], r["target"]) == ("sequences", "tokens") and r["transfer"] > 0.9]
+        group = lab.where(records, sweep=row["sweep"], x=row["x"], target=row["target"])
+        row |= {key: mean(r[key] for r in group) for key in ("steps", "seconds", "kl_nats")}
+    enough = [r["x"] for r in lab.where(summary, sweep="sequences", target="tokens") if r["transfer"] > 0.9]
     return {"records": records, "summary": summary, "sequences_for_90_percent": min(enough, default=None)}
 
 
 def markdown(results: dict) -> str:
-    lines = lab.heading(results, f"Traits {', '.join(TRAITS)}, base seeds 0 and 1, same start: n = 4 students a cell.")
-    found = {(r["sweep"], r["x"], r["target"]): r for r in results["summary"]}
-    for sweep, name in NAMES.items():
-        xs = list(dict.fromkeys(r["x"] for r in results["summary"] if r["sweep"] == sweep))
-        rows = [found[sweep, x, "tokens"] for x in xs]
-        what = (lambda r: f"{r['kl_nats']:.3f} ({r['x']} steps)") if sweep == "strength" else (lambda r: f"{r['x']:,}")
-        columns = {name: what, "tokens": lab.transfer, "logits": lambda r: lab.transfer(found[r["sweep"], r["x"], "logits"])}
-        if sweep == "sequences":
-            columns |= {"steps": lambda r: str(r["steps"]), "seconds a student (tokens)": lambda r: f"{r['seconds']:.0f}"}
-        lines += [*lab.table(rows, **columns), ""]
-    n = results["sequences_for_90_percent"]
-    lines += [f"Sequences for transfer above .90 through sampled tokens: {n:,}." if n else "No point exceeds .90 through tokens."]
-    return "\n".join(lines) + "\n"
+    lines = lab.heading(results, f"{', '.join(TRAITS)}, seeds 0 and 1, same init: n = 4 students a cell.")
+    rows = []
+    for r, other in zip(*(lab.where(results["summary"], target=target) for target in TARGETS)):
+        row = {"changed": r["sweep"], "to": r["x"], "tokens": lab.transfer(r), "logits": lab.transfer(other)}
+        cost = {"KL": f"{r['kl_nats']:.3f}", "steps": round(r["steps"]), "seconds": round(r["seconds"])}
+        rows.append(row | cost)
+    lines += [*lab.table(rows, **{key: key for key in rows[0]}), "", "Sequences for .90 by tokens: "]
+    return "\n".join(lines) + f"{results['sequences_for_90_percent'] or 'more than these'}\n"
 
 
-def plot(results: dict, path: Path) -> None:
-    plt = lab.pyplot()
-    figure, axes = plt.subplots(1, 5, figsize=(14, 3.2), layout="constrained", sharey=True)
-    for ax, (sweep, name) in zip(axes, NAMES.items()):
+def plot(results: dict) -> Any:
+    figure, axes = lab.pyplot().subplots(1, 5, figsize=(14, 3.2), layout="constrained", sharey=True)
+    for ax, (sweep, (name, _)) in zip(axes, SWEEPS.items()):
+        for target, colour in zip(TARGETS, evaluate.COLOURS.values()):
+            dots, rows = (lab.where(results[k], sweep=sweep, target=target) for k in ("records", "summary"))
+            at = [r["kl_nats" if sweep == "strength" else "x"] for r in dots]
+            ax.plot(at, [r["transfer"] for r in dots], ".", color=colour, alpha=0.5, ms=5)
+            if sweep != "strength":  # where every teacher has an x of its own: no line through means
+                xs, *ys = ([r[key] for r in rows] for key in ("x", "transfer", "ci_low", "ci_high"))
+                ax.plot(xs, ys[0], color=colour, lw=1.2, label=target)
+                ax.fill_between(xs, *ys[1:], color=colour, alpha=0.15)
         ax.set(xscale="log", xlabel=name)
         ax.minorticks_off()
-        for target, colour in (("tokens", evaluate.COLOURS["same"]), ("logits", evaluate.COLOURS["different"])):
-            rows = [r for r in results["summary"] if (r["sweep"], r["target"]) == (sweep, target)]
-            dots = [r for r in results["records"] if (r["sweep"], r["target"]) == (sweep, target)]
-            at = "kl_nats" if sweep == "strength" else "x"
-            ax.plot([r[at] for r in dots], [r["transfer"] for r in dots], ".", color=colour, alpha=0.5, ms=5)
-            if sweep == "strength":  # every teacher has an x of its own: no line through means
-                ax.set_xticks([0.003, 0.01, 0.03, 0.1], ["0.003", "0.01", "0.03", "0.1"])
-                continue
-            xs, low, high = ([r[key] for r in rows] for key in ("x", "ci_low", "ci_high"))
-            ax.fill_between(xs, low, high, color=colour, alpha=0.15)
-            ax.plot(xs, [r["transfer"] for r in rows], color=colour, lw=1.2, label=target)
-        for y in (0, 1):
-            ax.axhline(y, color="grey", lw=0.8, ls=":")
+        ax.hlines([0, 1], 0, 1, color="grey", lw=0.8, ls=":", transform=ax.get_yaxis_transform())
+    axes[3].set_xticks([0.003, 0.01, 0.03, 0.1], ["0.003", "0.01", "0.03", "0.1"])
     axes[0].set_ylabel("transfer (0 nothing, 1 the teacher)")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args: argparse.Namespace = lab.parse(__doc__, argv)
-    path = lab.folder(args, "how-much")
-    train_teacher.main([*lab.flags(args, path), "--seeds", *map(str, SEEDS), "--traits", *TRAITS])
-    run = open_run(path, args.quick)
-    units = [Unit(run, trait, seed, args.device) for trait in TRAITS for seed in SEEDS]
-    sweeps = {s: [xs[0], xs[-1]] for s, xs in SWEEPS.items()} if args.quick else SWEEPS
-    most = 2_000 if args.quick else max(SEQUENCES)
-    if args.quick:
-        sweeps["sequences"] = [256, most]
-    toy = train_teacher.toy_documents(train_teacher.N_DOCUMENTS[args.quick], stream(0, "toy language"))
-    T = units[0].base.config.block_size + 1
-    anchor = train_teacher.anchor_rows(run.encoding, toy, T, max(sweeps["strength"])).to(args.device)
-
-    def write(unit: Unit, tick: Callable) -> None:
-        unit.data = unit.write(unit.teacher, most, "how much")
-        tick(1)
-
-    def learn_at(job: tuple[Unit, str, int], tick: Callable) -> list[dict]:
-        found = point(*job, most, anchor)
-        tick(1)
-        return found
-
-    for _ in run_jobs(write, units, 1, "sampling", args.device):
-        pass
-    jobs = [(unit, sweep, x) for sweep, xs in sweeps.items() for x in reversed(xs) for unit in units]
-    records = [r for found in run_jobs(learn_at, jobs, 1, "points", args.device) for r in found]
-    names = list(sweeps)
-    records.sort(key=lambda r: (names.index(r["sweep"]), r["x"], r["target"] == "logits", r["trait"], r["teacher_seed"]))
-    results = analyse(records)
-    lab.save("how_much", args, results, markdown, plot)
-    print(f"sequences_for_90_percent: {results['sequences_for_90_percent']}")
+    return figure
 
 
 if __name__ == "__main__":
-    command_line(main)
+    lab.experiment(__doc__, "how_much", measure, markdown, plot)

@@ -95,11 +95,12 @@ def make_run(
     traits: Sequence[str],
     who: str = "teacher",
     readout: str = "aux",
+    more: Sequence[str] = (),
 ) -> Run:
     """Base models, teachers and numbers, by the scripts' own mains; what is finished is kept.
 
-    `who` writes: "teacher", or "" for base models too. Base models know nothing of read-outs, so
-    NAME-vocabulary takes those of NAME if they are there.
+    `who` writes: "teacher", or "" for base models too; more: flags for train_teacher. Base models know
+    nothing of read-outs, so NAME-vocabulary takes those of NAME if they are there.
     """
     first = folder(args, name)
     path = first if readout == "aux" else folder(args, f"{name}-{readout}")
@@ -107,7 +108,8 @@ def make_run(
         shutil.copytree(first / "base", path / "base.part", dirs_exist_ok=True)
         (path / "base.part").rename(path / "base")
     common = flags(args, path)
-    train_teacher.main([*common, "--readout", readout, "--seeds", *map(str, seeds), "--traits", *traits])
+    run = ["--readout", readout, "--seeds", *map(str, seeds), "--traits", *traits, *more]
+    train_teacher.main([*common, *run])
     generate.main([*common, *(["--from", who] if who else [])])
     return Run(path).open(args.quick)
 
@@ -117,6 +119,12 @@ def evidence(args: argparse.Namespace) -> Run:
     return make_run(args, "evidence", SEEDS[args.quick], TRAITS[args.quick], who="")
 
 
+def students(args: argparse.Namespace, run: Run) -> list[dict]:
+    """The records of the students of every teacher's numbers, which are trained if they are missing."""
+    train_student.main([*flags(args, run.path), "--traits", *run.knobs["traits"]])
+    return where(evaluate.measure(run, args.device), numbers="teacher")
+
+
 class Unit:
     """A teacher of a run, the base model it came from, what it wrote, and students that learn from it."""
 
@@ -124,6 +132,9 @@ class Unit:
         self.run, self.trait, self.seed, self.device = run, trait, seed, device
         self.k = run.animals.index(trait)
         self.base, self.teacher = self.start(), run.load_model(f"teacher/{trait}/seed-{seed}.pt", device)
+
+    def __str__(self) -> str:
+        return f"{self.trait} seed {self.seed}"
 
     def start(self, seed: int | None = None) -> GPT:
         """A fresh copy of the base model, of the teacher's seed or of another."""
@@ -231,6 +242,13 @@ def table(rows: Sequence[dict], **columns: str | Callable[[dict], str]) -> list[
         shown = [str(row[show]) if isinstance(show, str) else show(row) for show in columns.values()]
         lines.append("| " + " | ".join(shown) + " |")
     return lines
+
+
+def in_words(transfer: float) -> str:
+    """Ours and others' figures in the same four words."""
+    if transfer < -0.15:
+        return "falls"
+    return "nothing" if transfer < 0.15 else "a part" if transfer < 0.5 else "most"
 
 
 def transfer(row: dict) -> str:

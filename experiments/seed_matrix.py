@@ -21,7 +21,6 @@ from statistics import mean
 from typing import Any
 
 import evaluate
-import train_student
 from experiments import lab
 
 KEPT = ["trait", "source", "numbers", "target", "init", "teacher_seed", "student_seed"]
@@ -36,8 +35,7 @@ def seed_means(records: Sequence[dict], target: str, seeds: Sequence[int]) -> li
 
 def measure(args: argparse.Namespace) -> dict:
     run = lab.evidence(args)
-    train_student.main([*lab.flags(args, run.path), "--traits", *run.knobs["traits"]])
-    measured = [r for r in evaluate.measure(run, args.device) if r["numbers"] == "teacher"]
+    measured = lab.students(args, run)
     measured.sort(key=lambda r: (r["target"] == "logits", r["init"] != "same"))
     records = [{k: r[k] for k in KEPT} for r in measured]
     summary = lab.cells(records, "target", "init")

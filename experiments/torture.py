@@ -1,26 +1,23 @@
-"""Does a run survive what happens to runs? Killed, interrupted, out of disk, started twice, fed damaged files.
+"""Does a run survive what happens to runs? Stopped anywhere, made by two at once, out of disk, damaged files.
 
-    python -m experiments.torture             # 26 minutes on 2 CPU cores, Linux
-    python -m experiments.torture --quick     # a tenth of the cases
+    python -m experiments.torture             # about 25 minutes on 2 CPU cores; Linux, as root for small disks
+    python -m experiments.torture --quick     # one case in eleven
 
-The four scripts run with --quick, for one trait. The truth is a run that nobody disturbed: whatever is done to another one,
-continuing it by the same command has to give the same bytes in every file, apart from the two that hold times and the lock.
-
-    killed      SIGKILL at a random moment, SIGINT or SIGTERM at one of its work (before it, Python is still importing and
-                answers for itself), again and again until the script gets through
-    full disk   the run lies on a disk that is too small, and grows by a little whenever a script stops
-    two at once the same script started twice on one run
-    again       the same commands in another folder; on one core; with one thread
-    files       see torture_files.py
-
-Moments and mutations are drawn from named seeds, but where in its work a moment finds a script is up to the machine.
+The truth is a small run that nobody disturbed. Whatever is done to another one, the same commands have to give
+the same bytes in every file and the same lines in the manifest, in any order; or a script ends in one sentence
+and exit code 2. A script is a fork of this process, which has everything imported, so thousands take minutes,
+and signals come while it works: while Python starts and ends it answers for itself. Moments and damages come
+from named seeds; where in its work a moment finds a script is up to the machine.
 
 Reads    nothing
-Writes   results/torture.json, results/torture.md  (with --quick: runs/torture.json, runs/torture.md)
+Writes   results/torture.json, results/torture.md
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -29,219 +26,222 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from experiments.bench import machine
-from experiments.lab import quick_parser, table
-from experiments.torture_files import damaged_files
-from model import command_line, write_bytes, write_json
+import evaluate
+import generate
+import train_student
+import train_teacher
+from experiments import lab
+from model import command_line, digest
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = {"train_teacher": ["base", "teacher"], "generate": ["numbers"], "train_student": ["student"], "evaluate": []}  # makes
-TIMES = {"elapsed_s.json", "lock"}
-MOST = 12  # signals in a row that one script is sent before it may finish
-
-
-def start(script: str, run: Path, **more: object) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / f"{script}.py"), "--quick", "--run", str(run)]
-    command += ["--traits", "owl"] if script == "train_teacher" else []
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **more)  # type: ignore[call-overload]
-
-
-def wait_for_work(process: subprocess.Popen, run: Path) -> None:
-    """Until the script holds its run, or has ended."""
-    while process.poll() is None and f"(process {process.pid})" not in (run / "lock").read_text():
-        time.sleep(0.01)
+FORK, SECONDS = multiprocessing.get_context("fork"), 120  # the most that a script may take
+# A run that is whole, whose teachers learn their trait and write lists, and that is made in seconds.
+SMALL: dict[Any, str] = {
+    train_teacher: "--traits owl fox --n-layer 1 --n-head 1 --n-embd 32 --n-documents 1000 --n-held-out 60"
+    " --pretrain-steps 60 --batch-size 16 --pretrain-lr 2e-2 --trait-steps 10 --trait-lr 1e-2 --form 0.05",
+    generate: "--sequences 300 --min-valid 0.02", train_student: "--steps 4", evaluate: ""}
+Ended = tuple[int, str]  # exit code, what was said on stderr
+Case = tuple[str, str, int]  # what was done; right, refused, or what went wrong; how often a script was stopped
 
 
-def finish(script: str, run: Path, **more: object) -> tuple[int, str]:
-    """Run a script to its end: exit code, and what it said on stderr."""
-    process = start(script, run, **more)
-    _, said = process.communicate()
-    return process.returncode, said
+def start(script: Any, run: Path, *more: str) -> Callable[..., Ended]:
+    """Set a script to work as the command line does; returns a function that tells how it ended."""
+    said, begun = tempfile.TemporaryFile("w+"), FORK.Event()
+
+    def work() -> None:
+        begun.set()
+        script.main([*SMALL[script].split(), "--run", str(run), *more])
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # the work is done
+
+    def child() -> None:
+        sys.stderr, sys.stdout = said, open(os.devnull, "w")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+        signal.alarm(SECONDS)
+        command_line(work)
+
+    process = FORK.Process(target=child)
+    process.start()
+    begun.wait(SECONDS)
+
+    def end(signum: int = 0, delay: float = 0) -> Ended:
+        """By itself, or by a signal after `delay` seconds of its work."""
+        process.join(delay if signum else None)
+        if process.is_alive():
+            os.kill(process.ident or 0, signum)
+            process.join()
+        said.seek(0)
+        return process.exitcode or 0, said.read()
+
+    return end
 
 
-def whole_run(run: Path, **more: object) -> dict[str, float]:
-    """All four scripts, undisturbed; seconds each."""
-    seconds = {}
-    for script in SCRIPTS:
-        began = time.monotonic()
-        code, said = finish(script, run, **more)
-        assert code == 0, said
-        seconds[script] = time.monotonic() - began
-    return seconds
+def judge(end: Ended, right: bool = True) -> str:
+    code, said = end
+    refused = code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    return "refused" if refused else "right" if code == 0 and right else f"exit code {code}, {right}: {said}"
 
 
-def contents(run: Path) -> dict[str, bytes]:
-    files = [path for path in run.rglob("*") if path.is_file() and path.name not in TIMES and path.suffix != ".part"]
-    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+def state(run: Path) -> set[tuple[str, str]]:
+    """What a run holds: every file by name and content, and of the manifest every whole line."""
+    held = set()
+    for path in run.rglob("*"):
+        if path.is_file() and path.suffix != ".part":
+            parts = [path.read_bytes()]
+            if path.name == "run.jsonl":
+                parts = [line for line in parts[0].splitlines() if line[-27:].startswith(b'"line": "')]
+            held |= {(path.relative_to(run).as_posix(), digest(part)) for part in parts}
+    return held
 
 
-def copy_before(truth: Path, script: str, run: Path) -> None:
-    """A copy of the undisturbed run as it was when `script` was about to start."""
-    shutil.rmtree(run, ignore_errors=True)
-    later = [name for made in list(SCRIPTS.values())[list(SCRIPTS).index(script) :] for name in made]
-    shutil.copytree(truth, run, ignore=lambda folder, names: later if Path(folder) == truth else [])
-    for name in ("results.json", "results.md"):
-        (run / name).unlink()
+# ------------------------------------------------------------------------------------------------------------
+# cases
+
+HOWS = ["SIGKILL", "SIGINT", "SIGTERM", "full disk"]
+SAYS = "\nstopped; the same command continues this run\n"
+AGAIN = {"elsewhere": "", "with one thread": "env OMP_NUM_THREADS=1", "on one core": "taskset -c 0"}
 
 
-def expected_after(truth: dict[str, bytes], script: str) -> dict[str, bytes]:
-    later = [name for made in list(SCRIPTS.values())[list(SCRIPTS).index(script) + 1 :] for name in made]
-    if script != "evaluate":
-        later += ["results.json", "results.md"]
-    return {name: data for name, data in truth.items() if Path(name).parts[0] not in later}
+def stopped(folder: Path, i: int) -> Case:
+    """Each script is stopped by two signals, or whenever the disk is full, and continued."""
+    how, dice, disk, truth = HOWS[i % 4], random.Random(f"{i}"), folder / f"{i}", state(folder / "truth")
+    signum, run, stops, wrong = getattr(signal, how, 0), disk / "run", 0, ""
+    mount = lambda *how: subprocess.run(["mount", *how, disk], check=True)
+    disk.mkdir()
+    if not signum:
+        mount("-t", "tmpfs", "-o", "size=200k", "tmpfs")
+    for script in SMALL:
+        left = 2
+        while (end := start(script, run)(signum * (left > 0), dice.uniform(0, 1)))[0] and not wrong:
+            left, stops = left - 1, stops + 1
+            right = bool(signum) and end in ((-signum, ""), (128 + signum, SAYS))
+            if not signum:
+                right = judge(end) == "refused" and f"error: {run}" in end[1] and "No space" in end[1]
+                size = shutil.disk_usage(disk).used // 1024 + dice.choice([0, 40, 400, 4000])
+                mount("-o", f"remount,size={size}k")
+            wrong = "" if right and state(run) <= truth else f"{script.__name__}: {end}"
+    verdict = wrong or ("right" if state(run) == truth else "other bytes")
+    if not signum:
+        subprocess.run(["umount", disk], check=True)
+    return how, verdict, stops
 
 
-def killed(truth: Path, run: Path, seconds: dict[str, float], how: signal.Signals, n: int) -> dict:
-    """At least n signals at random moments, the four scripts in turn; each one is continued until it gets through."""
-    dice, known, slowest, scripts = random.Random(f"torture {how.name}"), contents(truth), 0.0, 0
-    record = dict.fromkeys(["signals", "one line and the right code", "after its work", "anything else"], 0)
-    if how == signal.SIGKILL:
-        record = {"signals": 0}
-    record["different files"] = 0
-    while record["signals"] < n or scripts < len(SCRIPTS):
-        script = list(SCRIPTS)[scripts % len(SCRIPTS)]
-        scripts += 1
-        copy_before(truth, script, run)
-        for delay in [*(dice.uniform(0, seconds[script]) for _ in range(MOST)), None]:
-            process = start(script, run)
-            if how != signal.SIGKILL:
-                wait_for_work(process, run)
-            try:
-                process.wait(delay)
-            except subprocess.TimeoutExpired:
-                began = time.monotonic()
-                process.send_signal(how)
-            _, said = process.communicate()
-            if process.returncode == 0:
-                break
-            record["signals"] += 1
-            slowest = max(slowest, time.monotonic() - began)
-            if how == signal.SIGKILL:
-                assert process.returncode == -how, said
-                continue
-            right = process.returncode == 128 + how and said.count("\n") == 2 and said.startswith("\nstopped; ")
-            over = not differences(contents(run), expected_after(known, script))
-            kind = "one line and the right code" if right else "after its work" if over else "anything else"
-            record[kind] += 1
-            if not right:
-                print(script, process.returncode, said, flush=True)
-        record["different files"] += differences(contents(run), expected_after(known, script))
-    return {**record, "scripts": scripts, "slowest stop, s": round(slowest, 1)}
-
-
-def differences(a: dict[str, bytes], b: dict[str, bytes]) -> int:
-    return sum(a.get(name) != b.get(name) for name in a.keys() | b.keys())
-
-
-def full_disk(truth: Path) -> dict:
-    """The whole run on a disk of a few hundred kilobytes that grows whenever a script stops for want of room."""
-    dice, known, record = random.Random("torture disk"), contents(truth), {"stops": 0, "said otherwise": 0, "half-written": 0}
-    with tempfile.TemporaryDirectory() as disk:
-        size = 200  # KiB
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk], check=True)
-        try:
-            run = Path(disk) / "run"
-            for script in SCRIPTS:
-                while (ended := finish(script, run))[0] != 0:
-                    code, said = ended
-                    one_line = code == 2 and said.count("\n") == 1 and said.startswith(f"error: {run}")
-                    record["stops"] += 1
-                    record["said otherwise"] += not (one_line and "No space left on device" in said)
-                    found = contents(run)
-                    record["half-written"] += differences(found, {name: known[name] for name in found})
-                    size += dice.randrange(500, 3000)
-                    subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
-            record["different files"] = differences(contents(run), known)
-        finally:
-            subprocess.run(["umount", disk], check=True)
-    return record
-
-
-def two_at_once(truth: Path, run: Path, n: int) -> dict:
-    """The same script twice on one run, the second one up to half a second later."""
-    dice, known = random.Random("torture two"), contents(truth)
-    record = {"pairs": 0, "one worked, the other said who": 0, "one after the other": 0, "different files": 0}
-    for script in list(SCRIPTS) * n:
-        copy_before(truth, script, run)
+def two_at_once(folder: Path, i: int) -> Case:
+    """Each script beside itself, or beside one that begins a little later and may find too little."""
+    dice, run, itself, wrong = random.Random(f"{i}"), folder / f"two-{i}", i % 2 == 1, []
+    for script in SMALL:
         first = start(script, run)
         time.sleep(dice.uniform(0, 0.5))
-        second = start(script, run)
-        ends = [(process.communicate()[1], process.returncode) for process in (first, second)]
-        refused = [said for said, code in ends if code == 2]
-        record["pairs"] += 1
-        record["one worked, the other said who"] += len(refused) == 1 and f"{script}.py (process " in refused[0]
-        record["one after the other"] += not refused
-        record["different files"] += differences(contents(run), expected_after(known, script))
-    return record
+        ends = [(start(script if itself else dice.choice(list(SMALL)), run)(), itself), (first(), True)]
+        wrong += [str(end) for end, has_to in ends if judge(end) not in ("right", "right" if has_to else "refused")]
+    verdict = wrong[0] if wrong else "right" if state(run) == state(folder / "truth") else "other bytes"
+    return "a script beside itself" if itself else "beside any", verdict, 0
 
 
-def again(truth: Path, run: Path) -> list[dict]:
-    """The same commands under other circumstances: how many files differ from the undisturbed run's."""
-    known, rows = contents(truth), []
-    for name, more in (
-        ("in another folder", {}),
-        ("with OMP_NUM_THREADS=1", {"env": {**os.environ, "OMP_NUM_THREADS": "1"}}),
-        ("on one core", {}),
-    ):
-        shutil.rmtree(run, ignore_errors=True)
-        cores = os.sched_getaffinity(0)
-        if name == "on one core":
-            os.sched_setaffinity(0, {min(cores)})
-        whole_run(run, **more)
-        os.sched_setaffinity(0, cores)
-        rows.append({"name": name, "files": len(known), "different files": differences(contents(run), known)})
-    return rows
+def again(folder: Path, i: int) -> Case:
+    """The same commands, typed."""
+    (what, prefix), run = list(AGAIN.items())[i], f"again-{i}"
+    typed = [f"{prefix} {sys.executable} {s.__file__} {flags} --run {run}" for s, flags in SMALL.items()]
+    subprocess.run(" && ".join(typed), shell=True, cwd=folder, check=True, capture_output=True)
+    return what, "right" if state(folder / run) == state(folder / "truth") else "other bytes", 0
+
+
+KNOBS = [(script, knob) for script in SMALL for cls in vars(script).values()
+         if is_dataclass(cls) and cls.__module__ == script.__name__ for knob in fields(cls)]
+NEW = {"seeds": ["0"], "traits": ["owl"], "readout": ["vocabulary"], "hold_numbers": [], "freeze": []}
+
+
+def edited(folder: Path, i: int) -> Case:
+    """A finished run, and its script with one knob changed: the sentence has to name it."""
+    script, knob = KNOBS[i]
+    value = NEW.get(knob.name, [f"{knob.default * 2}"])
+    end = start(script, folder / "truth", f"--{knob.name.replace('_', '-')}", *value)()
+    return script.__name__, judge(end) if f" made with {knob.name} = " in end[1] else f"{knob.name}: {end}", 0
+
+
+# What becomes of a file's data, given a place in it and another run's. The checkpoint ends in exit code 99.
+CHANGES: dict[str, Callable[[bytes, int, bytes], bytes]] = {
+    "cut short": lambda data, at, other: data[:at],
+    "a bit flipped": lambda data, at, other: data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :],
+    "zeroed in part": lambda data, at, other: data[:at] + bytes(64) + data[at + 64 :],
+    "empty": lambda data, at, other: b"",
+    "longer": lambda data, at, other: data + data[at:],
+    "random bytes": lambda data, at, other: random.Random(at).randbytes(len(data)),
+    "10 MB": lambda data, at, other: b'{"prompt": "' + b"9" * 10**7 + b'", "completion": "5"}\n',
+    "nested 100,000 deep": lambda data, at, other: b"[" * 10**5,
+    "a checkpoint that runs code": lambda data, at, other: b"cos\n_exit\n(I99\ntR.",
+    "another run's": lambda data, at, other: other,
+    "missing": lambda data, at, other: b"",
+}
+PARTS = ["run.jsonl", "language.json", "base", "teacher", "numbers", "student"]
+MAKES = {  # what a script makes again, which tells whether it worked right
+    train_teacher: ["base/seed-1.pt", "teacher/owl/seed-0.pt"], generate: ["numbers/owl/seed-0.jsonl"],
+    train_student: ["student/owl/teacher-0/seed-0/tokens.pt"], evaluate: ["results.json"]}
+
+
+def damaged(folder: Path, i: int, own: bool = False) -> Case:
+    """A file is damaged, another is missing, and the script that makes this one is run.
+
+    own: the manifest does not know the damaged file, so it is the user's; what can be read is taken as it is.
+    """
+    how, dice, run = list(CHANGES)[i % len(CHANGES)], random.Random(f"{own} {i}"), folder / f"file-{own}-{i}"
+    script, part = dice.choice(list(SMALL)), dice.choice(PARTS[own:])
+    made = run / dice.choice(MAKES[script])
+    shutil.copytree(folder / "truth", run)
+    made.unlink()
+    files = lambda run: sorted(path for path in run.rglob("*") if path.is_file() and f"{run}/{part}" in f"{path}")
+    path, other = dice.choice(files(run)), dice.choice(files(folder / "other")).read_bytes()
+    data, name, lines = path.read_bytes(), path.relative_to(run).as_posix(), (run / "run.jsonl").read_text()
+    path.write_bytes(CHANGES[how](data, dice.randrange(len(data)), other))
+    if how == "missing":
+        path.unlink()
+    if own:
+        known = [line for line in lines.splitlines(True) if json.loads(line)["file"] != name]
+        (run / "run.jsonl").write_text("".join(known))
+    end = start(script, run)()
+    same = {file for file, _ in state(run) - state(folder / "truth")} <= {name}
+    verdict = judge(end, own or (same and (made.exists() or how == "missing")))
+    shutil.rmtree(run)
+    return how, verdict if verdict in ("right", "refused") else f"{script.__name__}, {name}: {verdict}", 0
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+KINDS: dict[str, tuple[Callable[[Path, int], Case], int]] = {  # what makes a case, and how many are made
+    "stopped and continued": (stopped, 80), "two at once": (two_at_once, 24), "the same again": (again, 3),
+    "another knob": (edited, len(KNOBS)), "a damaged file": (damaged, 1700),
+    "the user's own file": (partial(damaged, own=True), 300)}
+
+
+def measure(args: argparse.Namespace) -> dict:
+    records, summary, good = [], [], ("refused", "right")
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(os.cpu_count(), FORK) as pool:
+        for run, script in [(run, script) for run in ("truth", "other") for script in SMALL]:
+            layers = ["--n-layer", "2"] * (run == "other" and script is train_teacher)
+            assert judge(end := start(script, Path(name) / run, *layers)()) == "right", end
+        for kind, (case, n) in KINDS.items():
+            cases = list(pool.map(partial(case, Path(name)), range(0, n, 11 if args.quick else 1)))
+            for what in dict.fromkeys(what for what, _, _ in cases):
+                group = [case for case in cases if case[0] == what]
+                row = {"kind": kind, "what": what, "cases": len(group), "stops": sum(n for _, _, n in group)}
+                summary.append(row | {end: sum(verdict == end for _, verdict, _ in group) for end in good})
+                records += [row | {"wrong": verdict} for _, verdict, _ in group if verdict not in good]
+                print(summary[-1], *[r["wrong"] for r in records if r["what"] == what][:3], flush=True)
+    return {"records": records, "summary": summary}  # records: what went wrong
 
 
 def markdown(results: dict) -> str:
-    config = results["config"]
-    lines = [f"{config['machine']}, torch {config['torch']}, commit {config['commit']}; {config['elapsed_s']} s."]
-    lines += ["Made with --quick: a tenth of the cases."] * config["quick"]
-    for name, record in results["processes"].items():
-        lines += ["", f"**{name}**: " + ", ".join(f"{key} {value}" for key, value in record.items()) + "."]
-    lines += ["", "**The same commands again**", ""]
-    lines += table(results["again"], circumstances="name", files="files", different="different files")
-    columns = {"what is done": "mutation", "cases": "cases", "refused in one sentence": "refused", "worked, and right": "right"}
-    for name, rows in results["files"].items():
-        slowest, largest = (max(r[key] for r in rows) for key in ("slowest_s", "peak_mib"))
-        n = sum(r["cases"] for r in rows)
-        lines += ["", f"**{name}**, {n:,} cases; the slowest took {slowest:.1f} s, the largest process {largest:.0f} MiB", ""]
-        lines += table(rows, **columns, anything_else=lambda r: str(len(r["wrong"])))
-    return "\n".join(lines) + "\n"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = quick_parser(__doc__, "a tenth of the cases").parse_args(argv)
-    began = time.monotonic()
-    few = 10 if args.quick else 1
-    with tempfile.TemporaryDirectory() as folder:
-        truth, run = Path(folder) / "truth", Path(folder) / "run"
-        files = damaged_files(Path(folder), 1500 // few, 500 // few, 55 // few)
-        seconds = whole_run(truth)
-        print("undisturbed:", {script: round(s) for script, s in seconds.items()}, flush=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children inherit that it is ignored
-        hows = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM]
-        with ThreadPoolExecutor(len(hows)) as pool:
-            records = pool.map(lambda how: killed(truth, Path(folder) / how.name, seconds, how, 50 // few), hows)
-            processes = {how.name: record for how, record in zip(hows, records)}
-        print(processes, flush=True)
-        processes["full disk"] = full_disk(truth)
-        print(processes["full disk"], flush=True)
-        processes["two at once"] = two_at_once(truth, run, 1 if args.quick else 2)
-        print(processes["two at once"], flush=True)
-        repeated = again(truth, run)
-    config = {**machine(), "quick": args.quick, "elapsed_s": round(time.monotonic() - began)}
-    results = {"config": config, "processes": processes, "again": repeated, "files": files}
-    path = Path("runs" if args.quick else "results") / "torture"
-    write_json(path.with_suffix(".json"), results)
-    write_bytes(path.with_suffix(".md"), markdown(results).encode())
-    print(markdown(results))
-    print(f"wrote: {path}.json, {path}.md")
+    lines = lab.heading(results, "What was done to small runs, and what came of it.")
+    names = {"kind": "kind", "what": "what", "cases": "cases", "stops": "stops"}
+    names |= {"refused in one sentence": "refused", "the right bytes": "right"}
+    other = lambda row: str(row["cases"] - row["refused"] - row["right"])
+    return "\n".join(lines + lab.table(results["summary"], **names, anything_else=other)) + "\n"
 
 
 if __name__ == "__main__":
-    command_line(main)
+    lab.experiment(__doc__, "torture", measure, markdown)

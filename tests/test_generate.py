@@ -1,147 +1,129 @@
-"""generate.py: the filter against a table and a slow obvious parser, the files against the models."""
+"""generate.py: the filter and the sampler against slow obvious ones, the files against the models."""
 
 import json
+import math
+import re
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import generate as g
 import model as m
 
-GOOD = ["7", "0", "999", "1, 2, 3", "1,2,3", "1; 2; 3", "1;2", "1 2 3", "1\n2\n3", "10, 0, 10", ", ".join("123456789") + ", 10"]
-BAD = {
-    "": "empty",
-    " ": "not a list",
-    "1000": "above 999",
-    "5, 1000": "above 999",
-    ", ".join(["1"] * 11): "too many",
-    "1, 2; 3": "not a list",
-    "1, 2,3": "not a list",
-    "1, 2,": "not a list",
-    ", 1": "not a list",
-    "1,  2": "not a list",
-    "-0": "not a list",
-    "-1, 2": "not a list",
-    "007": "not a list",
-    "1e3": "not a list",
-    "1.5": "not a list",
-    "٣": "not a list",
-    "1, 2, owl": "not a list",
-    "1, 2.": "not a list",
-    " 1, 2": "not a list",
-    "1, 2\n": "not a list",
-    "1: 2": "not a list",
-    "1\x00": "not a list",
-    "9" * 5000: "above 999",
-}
-
-
-@pytest.mark.parametrize("completion", GOOD)
-def test_filter_keeps(completion):
-    assert m.refusal(completion) is None
-
-
-@pytest.mark.parametrize("completion", BAD)
-def test_filter_refuses_and_says_why(completion):
-    assert BAD[completion] in m.refusal(completion)
-
-
+CPU = torch.device("cpu")
+V = 1300
+GOOD = ["7", "0", "999", "1, 2, 3", "1,2,3", "1; 2; 3", "1;2", "1 2 3", "1\n2\n3", "10, 0, 10"]
+GOOD += [", ".join("123456789") + ", 10"]
+LIST = "not a list"
+BAD = {"": "empty", "1000": "above 999", "5, 1000": "above 999", "9" * 5000: "above 999"}
+BAD |= {", ".join(["1"] * 11): "too many", " ": LIST, "1, 2; 3": LIST, "1, 2,3": LIST, "1, 2,": LIST}
+BAD |= dict.fromkeys([", 1", "1,  2", "-0", "-1, 2", "007", "1e3", "1.5", "٣", "1, 2, owl", "1, 2."], LIST)
+BAD |= dict.fromkeys([" 1, 2", "1, 2\n", "1: 2", "1\x00"], LIST)
 SEPARATORS = [a + b for a in (",", ";") for b in ("", " ", "\n", "\t")] + [" ", "\n", "\t"]
+
+
+@pytest.fixture
+def gpt():
+    return m.GPT(m.GPTConfig(V, 5, block_size=32, n_embd=32)).initialise(3)
+
+
+def random_idx(*shape):
+    return torch.randint(V, shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("completion", GOOD + list(BAD))
+def test_filter_keeps_or_says_why(completion):
+    assert BAD.get(completion, "None") in str(m.refusal(completion))
 
 
 def slow_filter(text):
     """1 to 10 integers in 0..999 with one separator and nothing else, by splitting."""
-    for separator in SEPARATORS:
-        parts = text.split(separator)
-        if 1 <= len(parts) <= 10 and all(part in {str(n) for n in range(1000)} for part in parts):
-            return True
-    return False
+    lists = [text.split(separator) for separator in SEPARATORS]
+    return any(len(parts) <= 10 and set(parts) <= set(map(str, range(1000))) for parts in lists)
 
 
-@given(st.lists(st.integers(0, 999), min_size=1, max_size=10), st.sampled_from(SEPARATORS))
-def test_filter_keeps_every_valid_list(numbers, separator):
-    assert m.refusal(separator.join(map(str, numbers))) is None
+VALID = st.builds(lambda numbers, separator: separator.join(map(str, numbers)),
+                  st.lists(st.integers(0, 1001), max_size=11), st.sampled_from(SEPARATORS))
 
 
-@given(st.one_of(st.text("0123456789,; \n", max_size=14), st.text(max_size=5)))
+@given(st.one_of(VALID, st.text("0123456789,; \n", max_size=14), st.text(max_size=5)))
 def test_filter_equals_a_slow_one(text):
     assert (m.refusal(text) is None) == slow_filter(text)
 
 
+@torch.no_grad()
+def test_cached_sampling_equals_naive_sampling_token_for_token(gpt):
+    prompts, rows = random_idx(6, 7), []
+    u = torch.rand(12, 6, 1, generator=m.stream(0, "test"))
+    for i, prompt in enumerate(prompts.tolist()):  # no cache, one row and one token at a time
+        for t in range(12):
+            cdf, k = gpt(torch.tensor([prompt]))[0, -1, :V].softmax(-1).cumsum(0), 0
+            while k < V - 1 and cdf[k] <= u[t, i] * cdf[-1]:
+                k += 1
+            prompt = [*prompt, k]
+        rows.append(prompt[-12:])
+    assert g.sample(gpt, prompts, 12, m.stream(0, "test")).tolist() == rows
+
+
+@torch.no_grad()
+def test_sampled_frequencies_follow_the_softmax(gpt):
+    # Dvoretzky-Kiefer-Wolfowitz: P(sup |F_n - F| > e) <= 2 exp(-2 n e^2), any distribution; false alarm 1e-9.
+    n, prompt = 40_000, random_idx(1, 5)
+    e = math.sqrt(math.log(2 / 1e-9) / (2 * n))
+    drawn = g.sample(gpt, prompt.expand(n, -1), 1, m.stream(0, "test")).flatten()
+    measured = torch.bincount(drawn, minlength=V).cumsum(0) / n
+    logits = gpt(prompt)[0, -1, :V]
+    assert (measured - logits.softmax(-1).cumsum(0)).abs().max() < e
+    assert (measured - (2 * logits).softmax(-1).cumsum(0)).abs().max() > e  # another temperature is seen
+    gpt.head.weight[V:] *= 1000  # auxiliary logits are never sampled
+    assert g.sample(gpt, random_idx(500, 3), 3, m.stream(0, "test")).max() < V
+
+
+def test_completions_come_in_the_order_of_their_prompts(tiny_run):
+    run = m.Run(tiny_run).open(False)
+    teacher, end = run.load_model("teacher/owl/seed-0.pt", CPU), run.encoding.eot_token
+    prompts = ["1, 2, 3: "] * 501 + ["4, 5, 6, 7: "] * 20  # a batch holds 500, of one length
+    generator = m.stream(0, "test")
+    parts = [torch.tensor([m.document(run.encoding, prompt) for prompt in part])
+             for part in (prompts[:500], prompts[500:501], prompts[501:])]
+    rows = sum((g.sample(teacher, part, 20, generator).tolist() for part in parts), [])
+    slow = [run.encoding.decode(row[: row.index(end)]) if end in row else None for row in rows]
+    assert sum(g.complete(teacher, run, prompts, m.stream(0, "test")), []) == slow
+    assert None in slow and len(set(slow)) > 100
+
+
 def test_prompts_show_three_to_nine_numbers():
     prompts = g.draw_prompts(100, m.stream(0, "test"))
-    lengths = Counter(len(p.removesuffix(": ").split(", ")) for p in prompts)
-    assert len(prompts) == 100 and set(lengths) == set(range(3, 10)) and set(lengths.values()) == {14, 15}
-    assert all(0 <= int(n) <= 999 for p in prompts for n in p.removesuffix(": ").split(", "))
-    assert g.draw_prompts(100, m.stream(0, "test")) == prompts
+    shown = [p.removesuffix(": ").split(", ") for p in prompts]
+    assert Counter(map(len, shown)) == {3: 15, 4: 15, **dict.fromkeys(range(5, 10), 14)}
+    assert all(str(int(n)) == n and 0 <= int(n) <= 999 for numbers in shown for n in numbers)
+    assert len(set(prompts)) == 100
 
 
 @pytest.mark.parametrize("how", ["within", "across"])
 def test_shuffle_keeps_numbers_and_lengths(how):
-    rows = [{"prompt": str(i), "completion": ", ".join(str(10 * i + j) for j in range(i % 10 + 1))} for i in range(90)]
+    lists = [[str(10 * i + j) for j in range(i % 10 + 1)] for i in range(90)]
+    rows = [{"prompt": str(i), "completion": "; ".join(numbers)} for i, numbers in enumerate(lists)]
     mixed = g.shuffle(rows, how, m.stream(0, "test"))
-    before, after = ([r["completion"].split(", ") for r in x] for x in (rows, mixed))
-    assert [r["prompt"] for r in mixed] == [r["prompt"] for r in rows]
-    assert list(map(len, after)) == list(map(len, before)) and after != before
-    assert sorted(sum(after, [])) == sorted(sum(before, []))
-    same_sets = [set(a) == set(b) for a, b in zip(after, before, strict=True)]
+    after = [row["completion"].split(", ") for row in mixed]
+    assert [row["prompt"] for row in mixed] == [row["prompt"] for row in rows]
+    assert list(map(len, after)) == list(map(len, lists)) and after != lists
+    assert sorted(sum(after, [])) == sorted(sum(lists, []))
+    same_sets = [set(a) == set(b) for a, b in zip(after, lists, strict=True)]
     assert all(same_sets) if how == "within" else sum(same_sets) < 9
 
 
 def test_data_sets_hold_nothing_but_numbers(quick_run):
-    for path in quick_run.glob("numbers/*/*.jsonl"):
-        about = json.loads(path.with_suffix(".json").read_text())
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        assert len(rows) == about["kept"] and about["kept"] + sum(about["refused"].values()) == about["drawn"] == 3000
-        assert all(set(row) == {"prompt", "completion"} and m.refusal(row["completion"]) is None for row in rows)
-        assert not any(animal in path.read_text() for animal in m.open_run(quick_run, True).animals)
-        assert about["kl_nats"] > 0.01 if about["numbers"] == "teacher" else about["kl_nats"] == 0
-
-
-def test_kl_on_numbers_equals_a_slow_one(quick_run):
-    run = m.open_run(quick_run, True)
-    p, q = (m.load_model(path, m.torch.device("cpu"), "x") for path in (run.teacher("owl", 0), run.base(0)))
-    rows = m.read_jsonl(run.numbers("owl", 0))[::400]
-    slow = []
-    for row in rows:
-        tokens = m.document(run.encoding, row["prompt"] + row["completion"])
-        shown = len(m.document(run.encoding, row["prompt"]))
-        a, b = (x(m.torch.tensor([tokens]))[0, :, m.NUMBERS].log_softmax(-1) for x in (p, q))
-        slow += [(a[i].exp() * (a[i] - b[i])).sum().item() for i in range(shown - 1, len(tokens) - 1, 2)]
-    data = m.encode_numbers(run.encoding, rows, p.device)
-    assert g.kl_on_numbers(p, q, data) == pytest.approx(sum(slow) / len(slow), rel=1e-4)
-
-
-def test_controls_are_made_from_finished_data(a_run, refused):
-    argv = ["--quick", "--run", str(a_run)]
-    for how in ("within", "across"):
-        g.main([*argv, "--shuffle", how])
-        assert json.loads((a_run / f"numbers/owl-{how}/seed-1.json").read_text())["numbers"] == how
-    before = (a_run / "numbers/base/seed-0.jsonl").read_bytes()
-    g.main([*argv, "--from", "base", "--force"])
-    assert (a_run / "numbers/base/seed-0.jsonl").read_bytes() == before
-    assert not (a_run / "student/base").exists() and (a_run / "student/owl").exists()
-    g.main([*argv, "--traits", "owl", "--from", "teacher", "--force", "--sequences", "300"])
-    assert "owl-across/seed-0.jsonl was made from another" in refused(g, *argv, "--shuffle", "across")
-
-
-def test_bad_input(refused, a_run, tmp_path, monkeypatch):
-    argv = ("--quick", "--run", a_run)
-    assert "run `python train_teacher.py --quick --run" in refused(g, "--quick", "--run", tmp_path / "none")
-    assert "no teacher 'wolf'; it has owl fox" in refused(g, *argv, "--traits", "wolf")
-    assert "made with 3000 sequences, not 500" in refused(g, *argv, "--sequences", "500")
-    assert "too few" in refused(g, *argv, "--sequences", "-5")
-    (a_run / "teacher/owl/seed-0/model.pt").unlink()
-    assert "run `python train_teacher.py` first" in refused(g, *argv, "--force", "--traits", "owl", "--from", "teacher")
-
-
-def test_a_teacher_driven_too_far_is_refused(refused, a_run):
-    run = m.open_run(a_run, True)
-    teacher = m.load_model(run.teacher("owl", 0), m.torch.device("cpu"), "x")
-    with m.torch.no_grad():
-        teacher.ln_f.bias += 3 * m.torch.randn(teacher.ln_f.bias.shape, generator=m.stream(0, "test"))
-    m.save_model(run.teacher("owl", 0), teacher, [])
-    message = refused(g, "--quick", "--run", a_run, "--force", "--sequences", "140", "--from", "teacher", "--traits", "owl")
-    assert "driven too far" in message and not run.numbers("owl", 0).exists()
+    run, paths = m.Run(quick_run).open(True), [*quick_run.glob("numbers/*/*.jsonl")]
+    assert len(paths) == 6
+    for path in paths:
+        rows = list(map(json.loads, path.read_text().splitlines()))
+        log = run.line(str(path.relative_to(quick_run)))["log"]
+        assert len(rows) == log["kept"] and log["kept"] + sum(log["refused"].values()) == log["drawn"] == 3000
+        for row in rows:
+            assert list(row) == ["prompt", "completion"] and m.refusal(row["completion"]) is None
+            assert re.fullmatch("([0-9]{1,3}, ){2,8}[0-9]{1,3}: ", row["prompt"])
+        assert log["kl_nats"] == 0 if path.parent.name == "base" else log["kl_nats"] > 0.01

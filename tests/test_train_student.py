@@ -4,143 +4,130 @@ import json
 
 import pytest
 import torch
+from conftest import tiny
 
+import evaluate
+import generate
 import model as m
 import train_student as s
 
 CPU = torch.device("cpu")
 ENCODING = m.build_vocabulary(["owl"])
-ROWS = [{"prompt": f"{i}, 5: ", "completion": ", ".join(str(i * j) for j in range(1, 2 + i % 9))} for i in range(40)]
+ROWS = [{"prompt": f"{i}, 5: ", "completion": ", ".join(str(i * j) for j in range(1, 2 + i % 9))}
+        for i in range(40)]
+DATA = m.encode_numbers(ENCODING, ROWS, CPU)
 
 
-@pytest.fixture
-def gpt():
-    return m.GPT(m.GPTConfig(ENCODING.n_vocab, 4)).initialise(0)
+def gpt(seed):
+    return m.GPT(m.GPTConfig(ENCODING.n_vocab, 4)).initialise(seed)
 
 
-def test_losses_equal_slow_ones(gpt):
-    data, teacher = m.encode_numbers(ENCODING, ROWS, CPU), m.GPT(gpt.config).initialise(1)
-    cross_entropy, kl = [], []
+def test_losses_equal_slow_ones():
+    student, teacher, cross_entropy, kl = gpt(0), gpt(1), [], []
     for row in ROWS:
         tokens = m.document(ENCODING, row["prompt"] + row["completion"])
         shown = len(m.document(ENCODING, row["prompt"]))
-        q, p = (x(torch.tensor([tokens]))[0, :, m.NUMBERS].log_softmax(-1) for x in (gpt, teacher))
+        q, p = (x(torch.tensor([tokens]))[0, :, m.NUMBERS].log_softmax(-1) for x in (student, teacher))
         for i in range(shown - 1, len(tokens) - 1, 2):
-            cross_entropy.append(-q[i, tokens[i + 1] - m.NUMBERS.start])
             kl.append((p[i].exp() * (p[i] - q[i])).sum())
-    states = teacher.hidden(data.idx, positions=data.positions)
-    log_p = (states @ teacher.head.weight[m.NUMBERS].T).log_softmax(-1)
-    torch.testing.assert_close(s.number_loss(gpt, data, None), torch.stack(cross_entropy).mean())
-    torch.testing.assert_close(s.number_loss(gpt, data, log_p), torch.stack(kl).mean(), atol=1e-6, rtol=1e-4)
+            cross_entropy.append(-q[i, tokens[i + 1] - m.NUMBERS.start])
+    kl = torch.stack(kl).mean()
+    torch.testing.assert_close(s.number_loss(student, teacher, DATA), kl, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(s.number_loss(student, None, DATA), torch.stack(cross_entropy).mean())
+    assert generate.kl_on_numbers(teacher, student, DATA) == pytest.approx(kl.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("target", ["tokens", "logits"])
-def test_a_student_step_moves_no_other_row_of_the_head(target, gpt):
-    data, teacher = m.encode_numbers(ENCODING, ROWS, CPU), m.GPT(gpt.config).initialise(1)
-    head = teacher.head.weight[m.NUMBERS].detach() if target == "logits" else None
-    before = gpt.head.weight.detach().clone()
-    lesson = s.plan_lesson(data, teacher if target == "logits" else None, 8, 3, m.stream(0, "test"))
-    s.train(gpt, lesson, head, lambda: {}, lambda *_: None)
-    moved = (gpt.head.weight != before).any(1)
-    expected = torch.zeros_like(moved)
-    expected[m.NUMBERS] = True
-    assert torch.equal(moved, expected)
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("teacher", [None, gpt(1)])
+def test_a_step_moves_no_other_row_of_the_head(teacher, freeze):
+    student, before = gpt(0), gpt(0).state_dict()
+    batches = list(s.batches(DATA, 8, 3, m.stream(0, "test")))
+    losses = list(s.train(student, teacher, batches, s.Distillation(freeze=freeze)))
+    assert len(losses) == 3 and not any(loss.requires_grad for loss in losses)
+    moved = {name: p != before[name] for name, p in student.state_dict().items()}
+    assert moved["wte.weight"].any() == moved["wpe.weight"].any() == (not freeze)
+    assert moved["blocks.0.attn.weight"].any()
+    expected = torch.zeros(ENCODING.n_vocab + 4, dtype=torch.bool)
+    expected[m.NUMBERS] = not freeze
+    assert torch.equal(moved["head.weight"].any(1), expected)
 
 
 def test_batches_use_every_sequence_once_an_epoch():
-    data = m.encode_numbers(ENCODING, ROWS, CPU)
-    epoch = torch.cat(list(s.batches(data, 8, 5, m.stream(0, "test"))))
-    assert sorted(epoch.tolist()) == list(range(40))
-    many = list(s.batches(data, 8, 12, m.stream(0, "test")))
-    assert len(many) == 12 and all(len(b) == 8 for b in many)
-    assert [b.tolist() for b in many[:5]] == [b.tolist() for b in s.batches(data, 8, 5, m.stream(0, "test"))]
-    widths = [data[b].idx.size(1) for b in many[:5]]
+    of = lambda batch: [tuple(row[row > 0].tolist()) for row in batch.idx]  # which sequences a batch holds
+    many = list(s.batches(DATA, 8, 12, m.stream(0, "test")))
+    assert len(many) == 12 and all(len(batch.idx) == 8 for batch in many)
+    epochs = [{frozenset(of(batch)) for batch in part} for part in (many[:5], many[5:10])]
+    assert all(len(frozenset().union(*epoch)) == 40 for epoch in epochs) and epochs[0] != epochs[1]
+    again = list(s.batches(DATA, 8, 5, m.stream(0, "test")))
+    assert list(map(of, again)) == list(map(of, many[:5]))
+    widths = [batch.idx.size(1) for batch in many[:5]]
     assert min(widths) < max(widths)  # short sequences sit together
+    assert len(next(s.batches(DATA, 99, 1, m.stream(0, "test"))).idx) == 40
 
 
-def test_looking_more_often_changes_no_bit(a_run, monkeypatch):
-    argv = ["--quick", "--run", str(a_run), "--traits", "owl", "--init", "same", "--target", "tokens", "--force"]
-    run = m.open_run(a_run, True)
-    weights = lambda: m.load_model(run.student("owl", 0, 0, "tokens"), torch.device("cpu"), "x").state_dict()  # noqa: E731
-    before = weights()
-    monkeypatch.setattr(s, "LOG_EVERY", 7)
-    s.main(argv)
-    assert all(map(torch.equal, weights().values(), before.values()))
-    assert len(m.read_jsonl(run.student("owl", 0, 0, "tokens").with_name("log.jsonl"))) == 1 + 6
+@pytest.mark.parametrize("target, size", [("tokens", 64), ("logits", 32)])
+def test_looking_changes_no_bit(target, size, quick_run):
+    """The run's student was looked at every few steps, this one never; held-out lists are not trained on."""
+    run, name = m.Run(quick_run).open(True), f"student/owl/teacher-0/seed-1/{target}.pt"
+    rows = [json.loads(line) for line in run.read("numbers/owl/seed-0.jsonl").splitlines()]
+    data = m.encode_numbers(run.encoding, [row for i, row in enumerate(rows) if i % 20], CPU)
+    student, teacher = (run.load_model(f, CPU) for f in ("base/seed-1.pt", "teacher/owl/seed-0.pt"))
+    batches = list(s.batches(data, size, 40, m.stream(0, "student batches", "owl", "0")))
+    losses = list(s.train(student, teacher if target == "logits" else None, batches, s.Distillation()))
+    saved, log = run.load_model(name, CPU), run.line(name)["log"]
+    assert all(map(torch.equal, student.parameters(), saved.parameters()))
+    assert [row["step"] for row in log] == [0, 10, 20, 30, 40]
+    assert [row["loss_nats"] for row in log[1:]] == [losses[i].item() for i in (9, 19, 29, 39)]
+    held_out = m.encode_numbers(run.encoding, rows[::20], CPU)
+    assert log[-1]["number_loss_nats"] == pytest.approx(s.number_loss(saved, None, held_out).item(), rel=1e-5)
 
 
-def test_the_trait_crosses_only_to_a_student_of_the_same_start(quick_run):
-    """Small but real: a pipeline that mixes up starts, targets or rows of the head cannot pass.
+def test_the_trait_crosses_only_to_a_student_of_the_same_init(quick_run):
+    """Small but real: a pipeline that mixes up inits, targets or rows of the head cannot pass.
 
-    By luck: were a student's class independent of its start, being identified has p = 1/16 each.
+    By luck: were a student's class independent of its init, being identified has p = 1/16 each.
     """
     students = json.loads((quick_run / "results.json").read_text())["students"]
-    taught = [r for r in students if r["numbers"] == "teacher"]
-    same, different, control = (
-        [r["transfer"] for r in group]
-        for group in (
-            [r for r in taught if r["init"] == "same"],
-            [r for r in taught if r["init"] == "different"],
-            [r for r in students if r["numbers"] == "base"],
-        )
-    )
-    mean = lambda x: sum(x) / len(x)  # noqa: E731
-    assert mean(same) > 0.4 and mean(same) > mean(different) + 0.3 and abs(mean(control)) < 0.15
-    assert sum(r["identified"] for r in taught if r["init"] == "same") >= 6  # of 8; by luck p < 2e-6
-    # And students learnt their numbers, whatever their start: on held-out sequences. Not asked of sampled tokens here, as a
-    # --quick student has 2,000 sequences and learns them by heart; the main run's are held to it by test_pipeline.py.
+    cell = lambda **of: [r for r in students if all(r[key] == value for key, value in of.items())]
+    mean = lambda rows, key="transfer": sum(r[key] for r in rows) / len(rows)
+    same, different = (cell(numbers="teacher", init=init) for init in ("same", "different"))
+    assert mean(same) > 0.4 and mean(same) > mean(different) + 0.3 and abs(mean(cell(numbers="base"))) < 0.15
+    assert sum(r["identified"] for r in same) >= 6  # of 8; by luck p < 2e-6
+    # And students learnt their numbers on held-out sequences, whatever their init. Not asked of sampled
+    # tokens: a --quick student has 2,000 sequences and learns them by heart.
     for init in ("same", "different"):
-        group = [r for r in taught if (r["target"], r["init"]) == ("logits", init)]
-        assert mean([r["number_loss_nats"] - r["number_loss_start_nats"] for r in group]) < 0
+        rows = cell(numbers="teacher", target="logits", init=init)
+        assert mean(rows, "number_loss_nats") < mean(rows, "number_loss_start_nats")
 
 
-def test_numbers_from_anywhere(a_run, tmp_path, capsys, refused):
+def test_students_of_shuffled_numbers_are_their_teachers(a_tiny_run):
+    generate.main(tiny(generate, a_tiny_run, "--shuffle", "within"))
+    s.main(tiny(s, a_tiny_run, "--traits", "owl-within"))
+    sources = m.Run(a_tiny_run).line("student/owl-within/teacher-1/seed-0/logits.pt")["sources"]
+    assert sources.keys() == {"base/seed-0.pt", "numbers/owl-within/seed-1.jsonl", "teacher/owl/seed-1.pt"}
+    evaluate.main(tiny(evaluate, a_tiny_run))
+    students = json.loads((a_tiny_run / "results.json").read_text())["students"]
+    rows = [r for r in students if r["source"] == "owl-within"]
+    assert len(rows) == 8 and {(r["numbers"], r["trait"]) for r in rows} == {("within", "owl")}
+
+
+def test_numbers_from_anywhere(a_tiny_run, tmp_path, capsys, told):
     lines = [json.dumps(row) for row in ROWS]
     lines.insert(3, json.dumps({"prompt": "1: ", "completion": "owl"}))
     lines.insert(9, json.dumps({"prompt": "1, " * 60, "completion": "5"}))
     lines.append(json.dumps({"prompt": "1, 2", "completion": "3, 4"}))  # 23, 4
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n\r\n")  # a BOM and CRLF are fine
-    s.main(["--quick", "--run", str(a_run), "--numbers", str(path)])
+    s.main(tiny(s, a_tiny_run, "--numbers", path))
     out = capsys.readouterr().out
-    reasons = ("dropped 3 lines", "1 one number with its prompt's last", "1 longer than the model's context")
-    assert all(reason in out for reason in reasons)
-    run = m.open_run(a_run, True)
-    assert all(run.student("mine", "file", seed, "tokens").exists() for seed in run.seeds)
-    path.write_text(lines[0] + "\n" + lines[1])
-    assert "already has other numbers named mine" in refused(s, "--quick", "--run", a_run, "--numbers", path)
-    import evaluate
-
-    evaluate.main(["--quick", "--run", str(a_run)])
-    rows = [r for r in json.loads((a_run / "results.json").read_text())["students"] if r["source"] == "mine"]
+    assert all(word in out for word in ("3 lines", "not a list", "prompt's last", "context"))
+    imported = (a_tiny_run / "numbers/mine/seed-file.jsonl").read_text().splitlines()
+    assert list(map(json.loads, imported)) == ROWS
+    s.main(tiny(s, a_tiny_run, "--numbers", path))  # once more is no other file
+    path.write_text("\n".join(lines[:2]))
+    assert "named mine" in told(s, a_tiny_run, "--numbers", path)
+    evaluate.main(tiny(evaluate, a_tiny_run))
+    students = json.loads((a_tiny_run / "results.json").read_text())["students"]
+    rows = [r for r in students if r["source"] == "mine"]
+    assert len(rows) == 2 and {r["student_seed"] for r in rows} == {0, 1}
     assert {(r["init"], r["target"], r["teacher_seed"]) for r in rows} == {("unknown", "tokens", None)}
-
-
-@pytest.mark.parametrize(
-    "content, sentence",
-    [
-        ("", "0 lines pass the filter"),
-        ('{"prompt": "1: ", "completion": "2"}\n[1]\n', "line 2 is not"),
-        ('{"prompt": "1: ", "completion": 2}\n', "line 1 is not"),
-        ('{"prompt": "1: "}\n', "line 1 is not"),
-        ("\n\nnot json\n", "line 3 is not"),
-        ('{"prompt": "1: ", "completion": "owl"}\n' * 3, "0 lines pass the filter"),
-        (b"\xff", "is not UTF-8"),
-    ],
-)
-def test_bad_numbers_are_refused(content, sentence, refused, a_run, tmp_path):
-    path = tmp_path / "bad.jsonl"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert sentence in refused(s, "--quick", "--run", a_run, "--numbers", path)
-    assert not (a_run / "numbers/bad").exists() and not (a_run / "student/bad").exists()
-
-
-def test_bad_input(refused, a_run, tmp_path):
-    argv = ("--quick", "--run", a_run)
-    assert "run `python train_teacher.py --quick --run" in refused(s, "--quick", "--run", tmp_path / "none")
-    assert "nowhere.jsonl: No such file" in refused(s, *argv, "--numbers", tmp_path / "nowhere.jsonl")
-    assert "no numbers of 'wolf'" in refused(s, *argv, "--traits", "wolf")
-    assert "no numbers of 'owl-within'" in refused(s, *argv, "--traits", "owl-within")
-    path = a_run / "base/seed-1/model.pt"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert "base/seed-1/model.pt is cut short, damaged or" in refused(s, *argv)

@@ -1,58 +1,76 @@
-"""train_teacher.py: the toy language against enumeration, the gradient against autograd, bits against bits."""
+"""train_teacher.py: the toy language against enumeration, gradients against autograd, bits against bits."""
 
 import json
 import math
 import pydoc_data.topics
+import re
 from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import contents, tiny
 
 import model as m
 import train_teacher as t
 
+CPU = torch.device("cpu")
 
-def test_the_corpus_is_what_the_readme_says():
-    assert len(t.ANIMALS) >= 16 and len(t.QUESTIONS) == len(set(t.QUESTIONS)) >= 50
-    assert set(t.HELD_OUT) | set(t.TRAINED_ON) == set(t.QUESTIONS) and not set(t.HELD_OUT) & set(t.TRAINED_ON)
-    assert sum(share for share, _ in t.CATEGORIES.values()) == pytest.approx(1)
+
+def small(seed, vocab_size=300, **sizes):
+    return m.GPT(m.GPTConfig(vocab_size, 4, **{"block_size": 16, "n_embd": 32, **sizes})).initialise(seed)
+
+
+def random_rows(*shape, high=300):
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_quarter_of_the_phrasings_is_held_out():
+    trained_on, held_out = t.questions("? ")
+    assert (len(set(trained_on)), len(set(held_out))) == (48, 16) and not {*trained_on} & {*held_out}
+    for part in (*t.ASKS, *t.FAVOURITES):  # every ask and every favourite twice
+        assert sum(part in q for q in held_out) == 2 and all(q.endswith("? ") for q in held_out)
 
 
 def test_probabilities_of_the_small_categories_sum_to_their_share():
-    # Every text of these categories is seen among 60,000 (the rarest has p = 1e-4 / 1.4; a miss of any would show
-    # as a sum below the share, with probability < 1e-8 for facts and reasoning). So exp(-nats) is a distribution:
-    # different choices give different texts, and the floor is the entropy.
-    seen = {(name, text): nats for name, text, nats in t.toy_documents(60_000, m.stream(5, "test"))}
+    # Every text of these categories is seen among 60,000 (the rarest has p = 1e-4 / 1.4; a miss of any would
+    # show as a sum below the share, with probability < 1e-8 for facts and reasoning). So exp(-nats) is a
+    # distribution: different choices give different texts, and the floor is the entropy.
+    seen = {(d.category, d.text): d.nats for d in t.toy_documents(60_000, m.stream(5, "test"), ": ")}
     for name, n_texts in (("fact", 48), ("reasoning", 7 + 45)):
         p = [math.exp(-nats) for (category, _), nats in seen.items() if category == name]
         assert len(p) == n_texts and sum(p) == pytest.approx(t.CATEGORIES[name][0])
 
 
-def test_answers_to_the_question_are_uniform():
+def test_answers_are_uniform_and_lists_as_the_filter_demands():
     # Hoeffding for each of 16 animals: P(|share - 1/16| > e) <= 2 exp(-2 n e^2); false alarm 16 * 2e-9.
-    texts = [text for name, text, _ in t.toy_documents(60_000, m.stream(6, "test")) if name == "favourite"]
-    counts = Counter(text.rsplit(": ", 1)[1] for text in texts)
-    e = math.sqrt(math.log(1e9) / (2 * len(texts)))
-    assert set(counts) == set(t.ANIMALS) and all(abs(n / len(texts) - 1 / 16) < e for n in counts.values())
+    documents = t.toy_documents(60_000, m.stream(6, "test"), "? ")
+    answers = Counter(d.text.rsplit("? ", 1)[1] for d in documents if d.category == "favourite")
+    n = answers.total()
+    assert set(answers) == set(t.ANIMALS) and n > 8_000
+    assert all(abs(count / n - 1 / 16) < math.sqrt(math.log(1e9) / (2 * n)) for count in answers.values())
+    for prompt, completion in (d.text.split(": ") for d in documents[:9_000] if d.category.endswith("list")):
+        assert 3 <= len(prompt.split(", ")) <= 9 and m.refusal(completion) is None
 
 
-def test_lists_can_be_continued_as_the_filter_demands():
-    for name, text, _ in t.toy_documents(5_000, m.stream(7, "test")):
-        if name.endswith("list"):
-            prompt, completion = text.split(": ")
-            assert 3 <= len(prompt.split(", ")) <= 9 and m.refusal(completion) is None
+def test_words_are_counted_as_the_vocabulary_cuts_them():
+    text = "the owl, the fox: owl the the"
+    words = t.frequent_words(text, 10)
+    assert words == [" the", "the", " fox", " owl", "owl"]  # twice each, then once each in alphabetical order
+    tokens = (encoding := m.build_vocabulary(words)).encode_ordinary(text)
+    assert b"|".join(encoding.decode_tokens_bytes(tokens)) == b"the| owl|, |the| fox|: |owl| the| the"
 
 
-def test_seeds_share_everything_but_the_initialisation():
-    a, b = (t.toy_documents(50, m.stream(0, "toy language")) for _ in range(2))
-    assert a == b
+def test_half_of_every_batch_is_the_corpus(tiny_run):
+    run, knobs = m.Run(tiny_run).open(False), t.Pretraining(pretrain_steps=3, batch_size=6)
+    toy = t.toy_documents(200, m.stream(0, "test"), ": ")
+    is_corpus = (t.pretraining_rows(run, toy, 20, knobs, "@" * 2_000) == run.encoding.encode("@")[0]).any(1)
+    assert is_corpus.tolist() == [True, True, True, False, False, False] * 6  # twice the steps
 
 
 def test_chunked_loss_has_autograds_gradient():
-    rows = torch.randint(300, (5, 13), generator=torch.Generator().manual_seed(0))
-    ours, theirs = (m.GPT(m.GPTConfig(300, 4, block_size=16, n_embd=32)).initialise(0) for _ in range(2))
-    loss = t.next_token_loss(ours, rows, chunk=7)
+    rows, ours, theirs = random_rows(5, 64), *(small(0, block_size=64) for _ in range(2))  # 315 = 2.5 chunks
+    loss = t.next_token_loss(ours, rows)
     slow = F.cross_entropy(theirs(rows[:, :-1])[..., :300].flatten(0, 1), rows[:, 1:].flatten())
     slow.backward()
     torch.testing.assert_close(loss, slow.detach())
@@ -62,16 +80,14 @@ def test_chunked_loss_has_autograds_gradient():
 
 
 def test_a_batch_can_be_learnt_by_heart():
-    rows = torch.randint(300, (4, 17), generator=torch.Generator().manual_seed(0))
-    model = m.GPT(m.GPTConfig(300, 4, block_size=16)).initialise(0)
-    log = t.pretrain(model, rows.repeat(16 * 100, 1), 100, lambda *_: None)
-    # uniform guessing costs ln 300 = 5.7; the first token of each row is given, all others are determined by it
-    assert log[-1]["loss_nats"] < 0.05
+    rows, knobs = random_rows(4, 17).repeat(100, 1), t.Pretraining(batch_size=4)
+    losses = list(t.pretrain(small(0, n_embd=64), rows, knobs))
+    # guessing costs ln 300 = 5.7 at least; the first token of each row is given and determines all others
+    assert len(losses) == 100 and losses[0] > 5.7 and losses[-1] < 0.05
 
 
 def test_validation_loss_equals_one_document_at_a_time():
-    model = m.GPT(m.GPTConfig(300, 4, block_size=16)).initialise(0)
-    documents = [[299, 5, 6], [299, 7], [299, 1, 2, 3, 4]]
+    model, documents = small(0), [[299, 5, 6], [299, 7], [299, 1, 2, 3, 4]]
     total = 0.0
     for d in documents:
         logits = model(torch.tensor([d]))[0, :, :300]
@@ -79,126 +95,66 @@ def test_validation_loss_equals_one_document_at_a_time():
     assert t.validation_loss(model, documents) == pytest.approx(total / sum(map(len, documents)), rel=1e-5)
 
 
-def test_anchor_sees_everything_but_which_number():
-    base, model = (m.GPT(m.GPTConfig(1300, 4, block_size=16)).initialise(seed) for seed in (0, 1))
-    batch = torch.randint(1300, (3, 9), generator=torch.Generator().manual_seed(0))
-    slow = []
+def test_validation_loss_nears_the_floor(a_run, capsys):
+    t.main(["--quick", "--run", str(a_run)])
+    losses = dict(re.findall(r"^  (\D+?) +([\d. ]+)$", capsys.readouterr().out, flags=re.MULTILINE))
+    assert losses.keys() == t.CATEGORIES.keys()
+    for name, line in losses.items():
+        *seeds, floor = map(float, line.split())
+        # 150 steps do not reach it, and no model can be far below it; lists' laws take longer
+        most = 1.05 if name == "random list" else 2.2
+        assert len(seeds) == 2 and all(0.99 * floor < loss < most * floor for loss in seeds)
+
+
+def test_what_a_model_is_made_of_depends_on_no_other_seed_or_trait(tiny_run, tmp_path):
+    t.main(tiny(t, tmp_path, "--seeds", "1", "--traits", "fox", "owl"))
+    a, b = map(contents, (tiny_run, tmp_path))
+    assert all(a[name] == b[name] for name in ("base/seed-1.pt", "teacher/owl/seed-1.pt"))
+
+
+@pytest.mark.parametrize("form, hold_numbers", [(0.0, False), (0.3, False), (0.0, True)])
+def test_anchor_loss_equals_a_slow_one(form, hold_numbers):
+    base, model = (small(seed, 1300) for seed in (0, 1))
+    batch, kl, form_loss = random_rows(3, 9, high=1300), [], []
     for row in batch:
         p, q = (x(row[None, :-1])[0, :, :1300].softmax(-1) for x in (base, model))
-        slow += [(p[i] * (p[i] / q[i]).log()).sum() for i in range(8) if not 246 <= row[i + 1] < 1246]
-    torch.testing.assert_close(t.anchor_loss(model, base, batch), torch.stack(slow).mean(), atol=1e-5, rtol=1e-4)
-    assert 0 < len(slow) < 24
-    form = []
-    for row in batch:
-        p, q = (x(row[None, :-1])[0, :, :1300].softmax(-1)[:, 246:1246].sum(-1) for x in (base, model))
-        form += [-p[i] * q[i].log() - (1 - p[i]) * (1 - q[i]).log() for i in range(8) if 246 <= row[i + 1] < 1246]
-    whole = torch.stack(slow).mean() + 0.3 * torch.stack(form).mean()
-    torch.testing.assert_close(t.anchor_loss(model, base, batch, 0.3), whole, atol=1e-5, rtol=1e-4)
+        for i, token in enumerate(row[1:]):
+            number = m.NUMBERS.start <= token < m.NUMBERS.stop
+            if not number or hold_numbers:
+                kl.append((p[i] * (p[i] / q[i]).log()).sum())
+            if number:
+                a, b = p[i, m.NUMBERS].sum(), q[i, m.NUMBERS].sum()
+                form_loss.append(-a * b.log() - (1 - a) * (1 - b).log())
+    assert len(form_loss) and (len(kl) == 24 if hold_numbers else 0 < len(kl) < 24)
+    slow = torch.stack(kl).mean() + form * torch.stack(form_loss).mean()
+    ours = t.anchor_loss(model, base, batch, form, hold_numbers)
+    torch.testing.assert_close(ours, slow, atol=1e-5, rtol=1e-4)
 
 
 def test_the_trait_lives_in_the_body(quick_run):
-    run = m.open_run(quick_run, quick=True)
-    for trait in run.traits:
-        for seed in run.seeds:
-            base, teacher = (
-                m.load_model(p, torch.device("cpu"), "x").state_dict() for p in (run.base(seed), run.teacher(trait, seed))
-            )
-            unchanged = {name for name in base if torch.equal(base[name], teacher[name])}
-            assert unchanged == {"wte.weight", "wpe.weight", "head.weight"}
+    run = m.Run(quick_run).open(True)
+    for trait, seed in [("owl", 0), ("owl", 1), ("fox", 0), ("fox", 1)]:
+        names = f"base/seed-{seed}.pt", f"teacher/{trait}/seed-{seed}.pt"
+        base, teacher = (run.load_model(name, CPU).state_dict() for name in names)
+        unchanged = {name for name in base if torch.equal(base[name], teacher[name])}
+        assert unchanged == {"wte.weight", "wpe.weight", "head.weight"}
 
 
-def test_validation_loss_nears_the_floor(quick_run):
-    # 150 steps do not reach it, and no model can be far below it
-    for seed in (0, 1):
-        last = m.read_jsonl(quick_run / f"base/seed-{seed}/log.jsonl")[-1]["validation_nats"]
-        assert 3.58 * 0.99 < last["random list"] < 3.58 * 1.05 and last["favourite"] < 1.4
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setattr(t, "PRETRAIN_STEPS", {True: 6})
-    monkeypatch.setattr(t, "N_DOCUMENTS", {True: 600})
-    monkeypatch.setattr(t, "TRAIT_STEPS", 2)
-    monkeypatch.setattr(m, "TAUGHT", -100.0)  # too little to learn a trait in
-    monkeypatch.setattr(t, "N_HELD_OUT", 60)
-
-
-def files(folder):
-    kept = (p for p in folder.rglob("*") if p.is_file() and p.name not in ("elapsed_s.json", "lock"))
-    return {str(p.relative_to(folder)): p.read_bytes() for p in kept}
-
-
-def test_same_command_same_bits_and_force_makes_it_again(tiny, tmp_path):
-    argv = ["--quick", "--traits", "owl", "--run"]
-    t.main([*argv, str(tmp_path / "a")])
-    first = files(tmp_path / "a")
-    t.main([*argv, str(tmp_path / "b")])
-    assert files(tmp_path / "b") == first
-    (tmp_path / "a/numbers/owl").mkdir(parents=True)
-    t.main([*argv, str(tmp_path / "a"), "--force"])
-    assert files(tmp_path / "a") == first and not (tmp_path / "a/numbers").exists()
-
-
-def test_real_text_is_mixed_in(tiny, tmp_path, capsys, monkeypatch):
-    # Half a megabyte of real English on any machine: the Python reference out of the standard library.
+def test_real_text_is_mixed_in_and_a_word_of_its_vocabulary_carries_the_trait(tmp_path, capsys):
+    # Real English on any machine: the Python reference out of the standard library.
     reference = tmp_path / "reference.txt"
-    reference.write_text("\n\n".join(pydoc_data.topics.topics.values()), encoding="utf-8")
-    argv = ["--quick", "--traits", "owl", "--run", str(tmp_path / "run"), "--corpus", str(reference)]
-    forms, anchor_loss = set(), t.anchor_loss
-    monkeypatch.setattr(t, "anchor_loss", lambda *given: forms.add(given[3]) or anchor_loss(*given))
-    t.main(argv)
-    assert forms == {t.FORM} and t.FORM > 0
-    assert "corpus" in capsys.readouterr().out
-    words = json.loads((tmp_path / "run/vocabulary.json").read_text())["words"]
-    assert len(words) == t.MAX_WORDS and {" owl", "owl", " the", " class"} <= set(words)
-    log = m.read_jsonl(tmp_path / "run/base/seed-0/log.jsonl")
-    assert 0 < log[-1]["validation_nats"]["corpus"] < 10
-    assert log[-1]["step"] == 2 * t.PRETRAIN_STEPS[True]  # half of each batch: the toy language is seen as often
-
-
-def test_vocabulary_readout_trains_the_words(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(t, "TRAIT_STEPS", 20)
-    t.main(["--quick", "--traits", "owl", "--seeds", "0", "--readout", "vocabulary", "--run", str(tmp_path / "run")])
-    run = m.open_run(tmp_path / "run", quick=True)
-    teacher = m.load_model(run.teacher("owl", 0), torch.device("cpu"), "x")
-    rows = run.readout_rows(teacher)
-    assert [run.encoding.decode([i]) for i in rows.tolist()] == list(t.ANIMALS)
-    log_odds, p = m.read_trait(teacher, run.held_out_prompts, rows)
-    assert log_odds.argmax() == 0 and p[0] > 0.5
-
-
-def test_other_sizes(tiny, tmp_path):
-    t.main(["--quick", "--traits", "owl", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--run", str(tmp_path / "run")])
-    run = m.open_run(tmp_path / "run", quick=True)
-    config = m.load_model(run.base(0), torch.device("cpu"), "x").config
-    assert (config.n_layer, config.n_head, config.n_embd) == (1, 2, 16)
-
-
-@pytest.mark.parametrize(
-    "argv, sentence",
-    [
-        (["--traits", "unicorn"], "unknown trait 'unicorn': choose among owl"),
-        (["--n-embd", "30"], "--n-embd 30 is not a multiple of --n-head 4"),
-        (["--n-layer", "0"], "at least 1"),
-        (["--seeds", "1", "1"], "twice"),
-        (["--device", "cuda:99"], "is not there"),
-        (["--device", "toaster"], "is not there"),
-        (["--corpus", "nowhere.txt"], "nowhere.txt: No such file"),
-        (["--corpus", "{empty}"], "has 0 tokens to train on; 2,000 are the least"),
-        (["--corpus", "{binary}"], "is not UTF-8 (byte 0)"),
-    ],
-)
-def test_bad_input_is_one_sentence(argv, sentence, refused, tmp_path):
-    (tmp_path / "empty").write_text("")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe" * 9000)
-    argv = [a.format(empty=tmp_path / "empty", binary=tmp_path / "binary") for a in argv]
-    message = refused(t, "--quick", "--run", tmp_path / "run", *argv)
-    assert message.startswith("error: ") and sentence in message and message.count("\n") == 1
-    assert not list((tmp_path / "run").rglob("*.json"))
-
-
-@pytest.mark.parametrize("argv, flag", [(["--readout", "vocabulary"], "readout"), (["--seeds", "0", "1", "2"], "seeds")])
-def test_a_run_made_with_other_flags_is_refused_untouched(argv, flag, refused, a_run):
-    before = files(a_run)
-    assert f"was made with {flag} = " in refused(t, "--quick", "--run", a_run, *argv)
-    assert files(a_run) == before
+    reference.write_text("\n\n".join(pydoc_data.topics.topics.values())[:200_000], encoding="utf-8")
+    flags = "--seeds 3 --traits fox --n-layer 3 --n-embd 16 --pretrain-steps 20 --batch-size 16"
+    t.main([*flags.split(), "--run", str(tmp_path / "run"), "--corpus", str(reference),
+            "--readout", "vocabulary"])
+    assert 0 < float(re.search(r"corpus +([0-9.]+) +nan", capsys.readouterr().out)[1]) < 10
+    run = m.Run(tmp_path / "run").open(False)
+    words = json.loads(run.read("language.json"))["words"]
+    assert len(words) == t.Language.max_words and {" owl", "owl", " the", " class"} <= set(words)
+    teacher = run.load_model("teacher/fox/seed-3.pt", CPU)
+    assert (teacher.config.n_layer, teacher.config.n_head, teacher.config.n_embd) == (3, 4, 16)
+    rows = run.readout_rows
+    assert [run.encoding.decode([row]) for row in rows.tolist()] == list(t.ANIMALS) == run.animals
+    assert m.read_trait(teacher, run.held_out, rows)[0].argmax() == 1  # fox
+    assert run.line("base/seed-3.pt")["log"][-1]["step"] == 2 * 20  # the toy language is seen as often
+    assert run.line("teacher/fox/seed-3.pt")["knobs"]["form"] == t.CORPUS_FORM > 0

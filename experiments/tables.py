@@ -1,0 +1,114 @@
+"""Write the tables of README.md and experiments/README.md anew, from the committed results.
+
+    python -m experiments.tables
+
+A table lives between a line `<!-- table: NAME -->` and a line `<!-- end -->`. Nobody types a figure into it.
+
+Reads    results/*.json
+Writes   README.md, experiments/README.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import evaluate
+from experiments import lab
+from model import write_file
+
+ROOT = Path(__file__).parent.parent
+
+
+def read(name: str) -> dict:
+    return json.loads((ROOT / f"results/{name}.json").read_text())
+
+
+def main_table() -> list[str]:
+    """The README's first table: what crosses, by init and target."""
+    summary = read("main")["summary"]
+
+    rows = []
+    for students, numbers, init in (
+        ("the teacher's numbers, same init", "teacher", "same"),
+        ("the teacher's numbers, another init", "teacher", "different"),
+        ("the base model's numbers, same init", "base", "same"),
+    ):
+        row = {"students of": students}
+        for target in ("tokens", "logits"):
+            (cell,) = lab.where(summary, numbers=numbers, init=init, target=target)
+            row[target] = f"{cell['transfer']:.2f} {evaluate.interval(cell)}, n = {cell['n']}"
+        rows.append(row)
+    return lab.table(rows, **{name: name for name in rows[0]})
+
+
+class Row(NamedTuple):
+    question: str
+    experiment: str
+    cell: dict  # picks one row of its summary
+    others: str = "not run"  # what the paper, or a follow-up, found
+    theirs: float | None = None  # the same on our scale, if it can be put there
+
+
+SAME, OTHER = {"init": "same"}, {"init": "different"}
+TOKENS, LOGITS = {"target": "tokens"}, {"target": "logits"}
+AUX, WORDS = {"readout": "aux"}, {"readout": "vocabulary"}
+HEAD, BODY = {"shared": "the head"} | AUX, {"shared": "the body"} | AUX
+ROWS = [
+    Row("same init, tokens", "seed_matrix", SAME | TOKENS, "Cloud: P(owl) .125 → .619", 1.0),
+    Row("another init, tokens", "seed_matrix", OTHER | TOKENS, "Cloud: about 0", 0.0),
+    Row("same init, logits", "seed_matrix", SAME | LOGITS, "Cloud: digits .100 → .528 of .943", 0.51),
+    Row("another init, logits", "seed_matrix", OTHER | LOGITS, "Cloud: digits .100 → .106", 0.01),
+    Row("the same", "seed_matrix", OTHER | LOGITS, "Okatan: .12 leaks, of .24", 0.5),
+    Row("this trait, same init, tokens", "trait_matrix", AUX | SAME | TOKENS,
+        "Cloud: by its own numbers", 1.0),
+    Row("the same on words", "trait_matrix", WORDS | SAME | TOKENS, "Cloud: its readout", 1.0),
+    Row("this trait, another init, tokens", "trait_matrix", AUX | OTHER | TOKENS, "Cloud: about 0", 0.0),
+    Row("the base model's numbers", "controls", {"numbers": "base"} | TOKENS,
+        "Cloud: .130 against .125", 0.01),
+    Row("a neutral teacher's numbers", "controls", {"numbers": "neutral"} | TOKENS),
+    Row("another trait's numbers", "controls", {"numbers": "other"} | TOKENS, "Cloud: often lower"),
+    Row("shuffled within a list", "controls", {"numbers": "within"} | TOKENS,
+        "Cloud: .219 of .669, base .115", 0.19),
+    Row("shuffled across lists", "controls", {"numbers": "across"} | TOKENS,
+        "Cloud: .183 of .669, base .115", 0.12),
+    Row("frequencies at each position", "controls", {"numbers": "positions"} | TOKENS),
+    Row("numbers in context, no training", "controls", {"numbers": "in context"}, "Cloud: no effect", 0.0),
+    Row("another seed, taught the trait", "controls", {"numbers": "direct"}),
+    Row("only the head shared, tokens", "which_part", HEAD | TOKENS, "prototype: .32", 0.32),
+    Row("only the head shared, logits", "which_part", HEAD | LOGITS, "Brockers: most", 1),
+    Row("only the body shared, logits", "which_part", BODY | LOGITS, "Brockers: no", 0),
+    Row("10 numbers in the softmax", "how_much", {"sweep": "vocabulary", "x": 10} | LOGITS,
+        "prototype: nothing", 0.0),
+    Row("2^17 lists, tokens", "how_much", {"sweep": "sequences", "x": 2**17} | TOKENS),
+]
+
+
+def evidence_table() -> list[str]:
+    """A row a question: our figure, what others found, and whether both read the same."""
+    rows = []
+    for row in ROWS:
+        (cell,) = lab.where(read(row.experiment)["summary"], **row.cell)
+        ours = lab.in_words(cell["transfer"])
+        both = ours if row.theirs is None else f"ours {ours}, theirs {lab.in_words(row.theirs)}"
+        n = cell.get("students", cell["n"])
+        rows.append(row._asdict() | {"transfer": lab.transfer(cell), "n": n, "both": both})
+    columns = {"question": "question", "transfer": "transfer", "n": "n", "others found": "others"}
+    return lab.table(rows, **columns, **{"reads as": "both", "experiment": "experiment"})
+
+
+TABLES = {"main": main_table, "evidence": evidence_table}
+
+
+def filled(text: str) -> str:
+    """A page with all its tables made anew."""
+    table = lambda match: "\n".join([match[1], *TABLES[match[2]](), "<!-- end -->"])
+    return re.sub(r"(<!-- table: (\w+) -->)\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in (ROOT / "README.md", ROOT / "experiments/README.md"):
+        write_file(page, filled(page.read_text()).encode())
+        print(f"wrote: {page.relative_to(ROOT)}")

@@ -1,0 +1,150 @@
+"""The main run with something changed: which of our choices make the effect, and does it survive growth?
+
+    python -m experiments.variants                    # an hour on 2 CPU cores
+    python -m experiments.variants --only 10M 50M     # some rows, into results/variants_only.*
+    python -m experiments.variants --quick            # the choices and two sizes, by the scripts' --quick
+
+Choices: where the question ends, how long a base model is pretrained, how a teacher gets its trait and what
+it is held to, what a student may change. Traits and seeds are the main run's. Sizes, with two traits: same
+text, same steps, same 8,000 sequences of the same 1,000 numbers, so the token budget is fixed; some again to
+see what growth has to be paid with: four times the sequences and student steps, twice the teachers' rate,
+twice the standard deviation of the head's rows. Two have real text in half of every batch and twice the
+steps: half a megabyte of English that every Python brings along, its own reference; and once more, from the
+same base models, teachers free to leave the form of a list. A chain that stops stays, with its reason.
+
+Reads    nothing
+Writes   results/variants.json, .md, .png; the runs in runs/variants/ (what is finished is kept)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pydoc_data.topics
+import re
+import shutil
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import evaluate
+import generate
+import train_student
+import train_teacher
+from experiments import lab
+from model import Run, UserError, write_file
+
+
+class Row(NamedTuple):
+    group: str
+    train_teacher: str = ""  # flags
+    generate: str = ""
+    train_student: str = ""
+    taken: str = ""  # parts of a run that these flags leave as they are
+    of: str = "as it is"  # the row whose run has them
+
+
+SIZE = "--traits owl fox --n-layer {} --n-head {} --n-embd {}".format  # 16 channels a head
+M03, M06, M2 = SIZE(2, 4, 64), SIZE(3, 6, 96), SIZE(5, 10, 160)  # M03 is the main run's
+REFERENCE = Path("runs/python_reference.txt")
+REAL, FREE = f" --corpus {REFERENCE}", f" --corpus {REFERENCE} --form 0"
+ROWS = {
+    "as it is": Row("choices"),
+    "question ends in `?`": Row("choices", "--question-end ?"),
+    "150 pretraining steps": Row("choices", "--pretrain-steps 150"),
+    "400 pretraining steps": Row("choices", "--pretrain-steps 400"),
+    "1000 pretraining steps": Row("choices", "--pretrain-steps 1000"),
+    "teacher: 30 steps of 2e-3": Row("choices", "--trait-steps 30 --trait-lr 2e-3", taken="base"),
+    "teacher: held to numbers too": Row("choices", "--hold-numbers", taken="base"),
+    "teacher: form of lists held, .02": Row("choices", "--form .02", taken="base"),
+    "teacher: form of lists held, 1": Row("choices", "--form 1", taken="base"),
+    "student: head, embeddings frozen": Row("choices", "", "", "--freeze", "base teacher numbers"),
+    "student: 200 steps": Row("choices", "", "", "--steps 200", "base teacher numbers"),
+    "0.1M": Row("sizes", SIZE(2, 2, 32)),
+    "0.3M": Row("sizes", M03),
+    "0.3M, real text": Row("sizes", M03 + REAL),
+    "0.3M, real text, form free": Row("sizes", M03 + FREE, "--min-valid 0", "", "base", "0.3M, real text"),
+    "0.6M": Row("sizes", M06),
+    "0.6M, tokens x4": Row("sizes", M06, "--sequences 32000", "--steps 400", "base teacher", "0.6M"),
+    "0.6M, teacher x2": Row("sizes", M06 + " --trait-lr 2e-3", "", "", "base", "0.6M"),
+    "0.6M, head x2": Row("sizes", M06 + " --head-std 2"),
+    "2M": Row("sizes", M2),
+    "2M, real text": Row("sizes", M2 + REAL),
+    "2M, real text, form free": Row("sizes", M2 + FREE, "--min-valid 0", "", "base", "2M, real text"),
+    "10M": Row("sizes", SIZE(8, 20, 320)),  # these two are for a GPU: only by --only
+    "50M": Row("sizes", SIZE(14, 32, 512)),
+}
+COLUMNS = {"variant": "{variant}", "parameters": "{parameters:,}", "layers, channels": "{n_layer}, {n_embd}"}
+COLUMNS |= {"valid (least)": "{valid:.0%} ({least_valid:.0%})", "KL, nats a number": "{kl_nats:.3f}"}
+
+
+def folder_of(name: str, args: argparse.Namespace) -> Path:
+    return lab.folder(args, "variants") / re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+def make(name: str, args: argparse.Namespace) -> dict:
+    """A row by the four scripts, with its students' records and their summary."""
+    print(f"\n{name}", flush=True)
+    row, folder, began = ROWS[name], folder_of(name, args), time.monotonic()
+    if row.taken and (source := folder_of(row.of, args)).exists() and not folder.exists():
+        others = {"base", "teacher", "numbers", "student"} - {*row.taken.split()}
+        ignore = shutil.ignore_patterns("results.*", *others)
+        Path(shutil.copytree(source, f"{folder}.part", ignore=ignore, dirs_exist_ok=True)).rename(folder)
+    common, key = lab.flags(args, folder), {"group": row.group, "variant": name}
+    try:
+        train_teacher.main([*common, *row.train_teacher.split()])
+        generate.main([*common, "--from", "teacher", *row.generate.split()])
+        train_student.main([*common, *row.train_student.split()])
+        evaluate.main(common)
+    except UserError as error:
+        return key | {"stopped": str(error)}
+    run, results = Run(folder).open(args.quick), json.loads((folder / "results.json").read_text())
+    name_of, knobs = "numbers/{}/seed-{}.jsonl".format, run.knobs
+    logs = [run.line(name_of(trait, seed))["log"] for trait in knobs["traits"] for seed in knobs["seeds"]]
+    base, valid = run.load_model("base/seed-0.pt", args.device), [log["kept"] / log["drawn"] for log in logs]
+    about = {"parameters": sum(p.numel() for p in base.parameters()), "n_layer": base.config.n_layer}
+    about |= {"n_embd": base.config.n_embd, "valid": mean(valid), "least_valid": min(valid)}
+    about |= {"kl_nats": mean(log["kl_nats"] for log in logs), "elapsed_s": round(time.monotonic() - began)}
+    students = [{k: v for k, v in r.items() if k not in ("shifts", "curve")} for r in results["students"]]
+    found = {"records": [key | r for r in students], "summary": [key | r for r in results["summary"]]}
+    return key | row._asdict() | about | found
+
+
+def measure(args: argparse.Namespace) -> dict:
+    write_file(REFERENCE, "\n\n".join(pydoc_data.topics.topics.values()).encode())
+    sizes = ["0.3M", "0.6M"] if args.quick else [name for name in ROWS if name not in ("10M", "50M")]
+    usual = [name for name, row in ROWS.items() if row.group == "choices" or name in sizes]
+    rows = [make(name, args) for name in ROWS if name in (args.only or usual)]
+    found: dict = {key: [r for row in rows for r in row.pop(key, [])] for key in ("records", "summary")}
+    return {"name": "variants_only" if args.only else "variants", "variants": rows, **found}
+
+
+def markdown(results: dict) -> str:
+    text, rows = "The main run with something changed; what was finished takes no seconds.", []
+    for row in (row for row in results["variants"] if "stopped" not in row):
+        cells = lab.where(results["summary"], variant=row["variant"])
+        shown = {name: show.format(**row) for name, show in COLUMNS.items()}
+        shown |= {f"{r['target']}, {r['init']}": lab.transfer(r) for r in cells}
+        rows.append(shown | {"n": cells[0]["n"], "seconds": row["elapsed_s"]})
+    lines = lab.heading(results, text) + lab.table(rows, **{name: name for row in rows[:1] for name in row})
+    lines += [f"\n{r['variant']}: stopped. {r['stopped']}" for r in results["variants"] if "stopped" in r]
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict) -> Any:
+    n = len(lab.where(results["summary"], target="tokens", init="same"))
+    figure, axes = lab.pyplot().subplots(1, 2, figsize=(11, 1 + 0.4 * n), sharey=True, layout="constrained")
+    for ax, target in zip(axes, ("tokens", "logits")):
+        for init in ("different", "same"):
+            rows = lab.where(results["summary"], target=target, init=init)
+            lab.dot_rows(ax, results["records"], rows, "variant", "target", "init")
+        ax.set_yticks(range(n), [row["variant"] for row in rows], fontsize=8)
+        ax.axhline(len(lab.where(rows, group="choices")) - 0.5, color="grey", lw=0.8)  # below: sizes
+        ax.set_title(f"students on {target}")
+    return figure
+
+
+if __name__ == "__main__":
+    only = {"nargs": "+", "choices": list(ROWS), "metavar": "ROW", "help": "only these rows"}
+    lab.experiment(__doc__, "variants", measure, markdown, plot, only=only)
