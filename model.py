@@ -24,8 +24,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -293,19 +294,27 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{what} {path} is not UTF-8 (byte {error.start})") from None
 
 
+@contextmanager
+def opened(path: Path, mode: str) -> Iterator[Any]:
+    """A file to write to, on the disk when closed. A full disk does not say of which file; this does."""
+    try:
+        with path.open(mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path).removesuffix(f".{os.getpid()}.part")
+        raise
+
+
 def write_file(path: Path, data: bytes) -> None:
-    """Write beside, then rename: a file has its name only when it is whole, and on the disk."""
+    """Write beside, then rename: a file has its name only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with opened(part, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:  # a full disk does not say of which file; this does
-        error.filename = error.filename or str(path)
-        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -347,12 +356,10 @@ class Run:
         line = {"file": name, "digest": digest(data), "sources": made_from, "knobs": knobs, "log": log}
         body = json.dumps(line)[:-1].encode()
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.manifest.open("a+b") as file:
+        with opened(self.manifest, "a+b") as file:
             file.seek(max(file.tell() - 1, 0))
             was_cut = file.read(1) not in (b"", b"\n")  # the line before: do not make it longer
             file.write(b"\n" * was_cut + body + f', "line": "{digest(body)}"}}\n'.encode())
-            file.flush()
-            os.fsync(file.fileno())
         write_file(self.path / name, data)
         self.lines[name, line["digest"]], self.digests[name] = line, line["digest"]
 
@@ -495,7 +502,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, quick: di
     path = args.run or usual
     if args.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # which PyTorch asks for
-    torch.use_deterministic_algorithms(args.deterministic)
+    if args.deterministic != torch.are_deterministic_algorithms_enabled():  # to say it takes a second
+        torch.use_deterministic_algorithms(args.deterministic)
     torch.set_num_threads(1)  # sums in one order: the last bit does not depend on the number of cores either
     args.device = pick_device(args.device)
     return args, Run(path, " --quick" * args.quick + (f" --run {path}" if path != usual else ""))

@@ -16,6 +16,7 @@ Shapes: B sequences, T tokens, M numbers in a batch, C channels, H heads, V voca
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -41,26 +42,16 @@ from model import (
     GPT, NUMBERS, GPTConfig, NumberData, build_vocabulary, encode_numbers, number_log_probs, run_jobs, stream,
 )
 
-CPU = torch.device("cpu")
-CONFIG = GPTConfig(vocab_size=1381, n_aux=16)  # the main run's
+CPU, CONFIG = torch.device("cpu"), GPTConfig(vocab_size=1381, n_aux=16)  # the main run's
 C, V = CONFIG.n_embd, CONFIG.vocab_size
-# The largest resident size so far, of this process alone (getrusage would count its parent's), from Linux.
-PEAK_MIB = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"
 
 # ------------------------------------------------------------------------------------------------------------
 # steps: ours are the scripts' own; the others are made of a loss that has the same gradient
 
-
-def fresh(seed: int = 0) -> GPT:
-    return GPT(CONFIG).initialise(seed)
-
-
-def pretraining_step(model: GPT, rows: Tensor) -> Callable:
-    return partial(next, train_teacher.pretrain(model, rows.repeat(500, 1), train_teacher.Pretraining()))
-
-
-def student_step(student: GPT, teacher: GPT | None, data: NumberData) -> Callable:
-    return partial(next, train_student.train(student, teacher, [data] * 9999, train_student.Distillation()))
+fresh = lambda seed=0: GPT(CONFIG).initialise(seed)
+pretraining, distillation = train_teacher.Pretraining(), train_student.Distillation()
+base_step = lambda model, rows: partial(next, train_teacher.pretrain(model, rows.repeat(200, 1), pretraining))
+student_step = lambda *models, data: partial(next, train_student.train(*models, [data] * 9999, distillation))
 
 
 def other_step(loss: Callable, model: nn.Module, *args: Any, clip: float = 0, fused: bool = False) -> Callable:
@@ -144,8 +135,8 @@ def written_out(student: GPT, teacher: GPT | None, data: NumberData) -> Tensor:
 
 
 # A student's other losses: (student, teacher or None, data) -> a number with the same gradient.
-OTHERS = {"plain": partial(number_loss, plain), "last block": partial(number_loss, last_block_where_due)}
-OTHERS |= {"written out": written_out}
+OTHERS = {"plain": partial(number_loss, plain), "written out": written_out}
+OTHERS |= {"last block": partial(number_loss, last_block_where_due)}
 
 # ------------------------------------------------------------------------------------------------------------
 # sampling, many models, products
@@ -172,11 +163,7 @@ def sample_hugging_face(model: Any, idx: Tensor) -> None:
 
 def side_by_side(steps: Sequence[Callable], n: int) -> Callable:
     """Each step n times, as run_jobs runs a run's models: one single-threaded job a core."""
-
-    def job(step: Callable) -> Iterator[None]:
-        for _ in range(n):
-            yield step() and None
-
+    job = lambda step: (step() and None for _ in range(n))
     return lambda: run_jobs(job, steps, n, "bench", CPU)
 
 
@@ -197,20 +184,19 @@ class Products(TorchDispatchMode):
 
     def __init__(self, work: Callable):
         super().__init__()
-        self.made, self.flops = [], 0
+        self.made: list[tuple[Tensor, Tensor]] = []
         with self:
             work()
+        self.flops = sum(2 * a.numel() * b.size(1) for a, b in self.made)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
-            a, b = args[-2:]
-            self.made.append((torch.randn(a.shape), torch.randn(b.shape)))
-            self.flops += 2 * a.numel() * b.size(1)
+            self.made.append((torch.randn(args[-2].shape), torch.randn(args[-1].shape)))
         return func(*args, **kwargs or {})
 
-    def again(self) -> float:
-        """Seconds: the sum of the least that each of them takes in four."""
-        return sum(min(seconds(partial(torch.mm, a, b)) for _ in range(4)) for a, b in self.made)
+    def again(self) -> None:
+        for a, b in self.made:
+            torch.mm(a, b)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -223,84 +209,163 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def paired(table: str, name: str, ours: Callable, other: Callable, n: int, **more: object) -> dict:
+def paired(name: str, ours: Callable, other: Callable, n: int, **more: object) -> dict:
     """How many times longer `other` takes than `ours`: one warm-up each, then n pairs in turn."""
     ours(), other()
     pairs = [(seconds(ours), seconds(other)) for _ in range(n)]
     ratios = [b / a for a, b in pairs]
-    row = {"table": table, "name": name, "ratio": median(ratios), "min": min(ratios), "max": max(ratios), "n": n}
+    row = {"name": name, "ratio": median(ratios), "min": min(ratios), "max": max(ratios), "n": n}
     row |= {"ours_ms": 1e3 * median(a for a, _ in pairs), "other_ms": 1e3 * median(b for _, b in pairs), **more}
     print(f"{name}: {row['ratio']:.2f} times [{row['min']:.2f}, {row['max']:.2f}]", flush=True)
     return row
 
 
-def against_the_machine(n: int) -> Iterator[dict]:
-    """The share of the rate of its products on their own that a step attains; attention is not counted."""
-    student, _, data = student_setting(64)
-    for name, step in (
-        ("pretraining step, 64 x 64 tokens", pretraining_step(fresh(), torch.randint(V, (64, 65)))),
-        ("student step on tokens, 64 sequences", student_step(student, None, data)),
-    ):
-        step()
-        products = Products(step)
-        pairs = [(seconds(step), products.again()) for _ in range(n)]
-        shares = [alone / whole for whole, alone in pairs]
-        row = {"name": name, "gflop": products.flops / 1e9, "step_ms": 1e3 * median(s for s, _ in pairs)}
-        row |= {"reachable_gflop_s": products.flops / 1e9 / median(s for _, s in pairs)}
-        yield row | {"share": median(shares), "min": min(shares), "max": max(shares), "n": n}
-
-
 def against_others(n: int) -> Iterator[dict]:
-    row, few, rows = partial(paired, "others"), max(3, n // 3), torch.randint(V, (64, 65))
-    hf, gelu, model = hugging_face(), hugging_face(activation_function="gelu"), fresh()
-    one, two = pretraining_step(fresh(), rows), [pretraining_step(fresh(seed), rows) for seed in (0, 1)]
+    rows, hf, gelu = torch.randint(V, (64, 65)), hugging_face(), hugging_face(activation_function="gelu")
+    model, one, two = fresh(), base_step(fresh(), rows), [base_step(fresh(seed), rows) for seed in (0, 1)]
     theirs, same_gelu = (other_step(whole_head, m, rows, clip=1) for m in (hf, gelu))
-    yield row("pretraining step against Hugging Face GPT-2", one, theirs, n)
-    yield row("pretraining step against Hugging Face GPT-2 with our GELU", one, same_gelu, n)
-    both = side_by_side(two, 4), on_all_cores(theirs, 8)
-    yield row("two models on all cores, 8 steps, against Hugging Face", *both, n // 2)
+    yield paired("pretraining step against Hugging Face GPT-2", one, theirs, n)
+    yield paired("pretraining step against Hugging Face GPT-2 with our GELU", one, same_gelu, n)
+    pair = side_by_side(two, 4), on_all_cores(theirs, 8)
+    yield paired("two models on all cores, 8 steps, against Hugging Face", *pair, n // 2)
     for B in (64, 1000):
         idx = torch.randint(V, (B, 20))
         ours, theirs = partial(sample, model, idx), partial(sample_hugging_face, hf, idx)
-        name = f"sampling 20 tokens after 20, batch {B}, against Hugging Face generate"
-        yield row(name, ours, theirs, few)
-        yield row(f"the same against no cache, batch {B}", ours, partial(sample_without_cache, model, idx), 3)
-    both = side_by_side([partial(sample, model, half) for half in idx.split(500)], 1), on_all_cores(theirs, 1)
-    yield row("sampling 1000 sequences on all cores, against Hugging Face", *both, 3)
+        name = f"sampling 20 tokens after 20, batch {B}, against "
+        yield paired(name + "Hugging Face generate", ours, theirs, max(3, n // 3))
+        yield paired(name + "no cache", ours, partial(sample_without_cache, model, idx), 3)
+    pair = side_by_side([partial(sample, model, half) for half in idx.split(500)], 1), on_all_cores(theirs, 1)
+    yield paired("sampling 1000 sequences on all cores, against Hugging Face", *pair, 3)
     for target, B in (("tokens", 64), ("logits", 32)):
         student, teacher, data = student_setting(B)
-        args = (teacher if target == "logits" else None), data
-        both = student_step(student, *args), other_step(OTHERS["plain"], fresh(), *args)
-        yield row(f"student step on {target} against the plain one", *both, n)
-    steps = [student_step(student, None, data) for student, _, data in (student_setting(32) for _ in range(64))]
+        given = teacher if target == "logits" else None
+        pair = student_step(student, given, data=data), other_step(OTHERS["plain"], fresh(), given, data)
+        yield paired(f"student step on {target} against the plain one", *pair, n)
+
+
+def many_students(n: int) -> Iterator[dict]:
+    """S students side by side against one."""
+    settings = [student_setting(32) for _ in range(64)]
+    steps = [student_step(student, None, data=data) for student, _, data in settings]
     for S in (1, 4, 16, 64):
-        both = side_by_side(steps[:1], 20), side_by_side(steps[:S], 20)
-        yield paired("students", f"{S} students of 20 steps against one", *both, max(2, n // 5), students=S)
+        pair = side_by_side(steps[:1], 20), side_by_side(steps[:S], 20)
+        yield paired(f"{S} students of 20 steps against one", *pair, max(2, n // 5), students=S)
 
 
 def tried(n: int) -> Iterator[dict]:
-    """Ideas for speed, what is used first. `expected` is a guess, or a first trial's figure, from before."""
-    few, rows = max(2, n // 3), torch.randint(V, (64, 65))
-    used, model, hf = pretraining_step(fresh(), rows), fresh(), hugging_face()
-    x = torch.randn(64 * 64, 4 * C, requires_grad=True)
-    p, u = torch.rand(500, V).softmax(-1), torch.rand(500, 1)
+    """What is used / an alternative. `expected` was written down before this timing."""
+    rows, few, model, data = torch.randint(V, (64, 65)), max(2, n // 3), fresh(), student_setting(64)[2]
+    used, two = base_step(fresh(), rows), [base_step(fresh(), rows) for _ in range(2)]
+    x, p, u = torch.randn(4096, 4 * C, requires_grad=True), torch.rand(500, V).softmax(-1), torch.rand(500, 1)
     q, k, v = torch.randn(500, 4, 1, 16), torch.randn(500, 4, 30, 16), torch.randn(500, 4, 30, 16)
-
-    def row(name: str, expected: str, why: str, ours: Callable, other: Callable, n: int = n) -> dict:
-        return paired("tried", name, ours, other, n, expected=expected, verdict=why)
-
-    step = partial(other_step, whole_head, clip=1)
+    row = lambda name, expected, *pair, n=n, why="used": paired(name, *pair, n, expected=expected, why=why)
     gelu = lambda form: lambda: F.gelu(x, approximate=form).sum().backward()
     body = lambda hidden: lambda: hidden(rows[:, :-1]).float().square().sum().backward()
-    yield row("head in chunks of 128 / whole", "1.3", "used", used, step(fresh(), rows, fused=True))
-    yield row("exact GELU / tanh GELU, forward and backward", "2", "used", gelu("none"), gelu("tanh"))
-    yield row("fused AdamW / plain AdamW, whole step", "1.03", "used", step(fresh(), rows, fused=True), step(fresh(), rows))
-    for name, expected, key, target, B, why in (
-        ("last block everywhere / only where a number is due", "0.8", "last block", "tokens", 64,
-         "not used: a second path through the block"),
-        ("head as it is / its gradient written out", "0.9", "written out", "tokens", 64, "not used: a second way to a loss"),
-        ("head as it is / its gradient written out", "0.9", "written out", "logits", 32, "not used: a second way to a loss"),
+    whole = lambda fused: other_step(whole_head, fresh(), rows, clip=1, fused=fused)
+    yield row("head in chunks of 128 / whole", "1.3", used, whole(True))
+    yield row("exact GELU / tanh GELU, forward and backward", "2", gelu("none"), gelu("tanh"))
+    yield row("fused AdamW / plain AdamW, whole step", "1.03", whole(True), whole(False))
+    name = "student step on tokens, last block everywhere / only where a number is due"
+    pair = student_step(fresh(), None, data=data), other_step(OTHERS["last block"], fresh(), None, data, fused=True)
+    yield row(name, "0.8", *pair, why="not used: it takes a second path through the block")
+    for target, teacher, some in (("tokens", None, data), ("logits", fresh(1), data.take(slice(32)))):
+        other = other_step(OTHERS["written out"], fresh(), teacher, some, fused=True)
+        name = f"student step on {target}, as it is / with the head's gradient written out"
+        why = "not used: a few per cent for a tenth more lines and a second way to the same loss"
+        yield row(name, "0.9", student_step(fresh(), teacher, data=some), other, why=why)
+    cdf = lambda: torch.searchsorted(c := p.cumsum(-1), u * c[:, -1:], right=True)
+    yield row("inverse CDF / torch.multinomial, 500 draws", "10", cdf, lambda: torch.multinomial(p, 1))
+    name = "two jobs side by side / one after the other on all cores"
+    yield row(name, "1.5", side_by_side(two, 4), on_all_cores(used, 8), n=few)
+    by_torch = lambda: F.scaled_dot_product_attention(q, k, v)
+    by_hand, why = lambda: (q @ k.mT / 4).softmax(-1) @ v, "not used: too small a part of sampling to show in the whole"
+    yield row("one token's attention by PyTorch / written out", "0.5", by_torch, by_hand, why=why)
+    idx, why = torch.randint(V, (500, 20)), "a limit: the rest is left for attention, softmax, GELU and the draw"
+    alone, theirs = Products(partial(sample, model, idx)), partial(sample_hugging_face, hugging_face(), idx)
+    name = "matrix products of sampling alone / all of Hugging Face's sampling, 500 x 20 tokens"
+    yield row(name, "10", alone.again, theirs, n=few, why=why)
+    bf16 = torch.autocast("cpu", torch.bfloat16)(body(model.hidden))
+    yield row("body in float32 / under bfloat16 autocast", "1", body(model.hidden), bf16, n=few, why="not used")
+    compiled = body(torch.compile(model.hidden))
+    why = f"not used: compiling takes {seconds(compiled):.0f} s a process"
+    yield row("body eager / under torch.compile", "0.8", body(model.hidden), compiled, n=few, why=why)
+
+
+def against_the_machine(n: int) -> Iterator[dict]:
+    """A step's products on their own: their share of its time is that of the reachable rate it attains."""
+    student, _, data = student_setting(64)
+    for name, step in (
+        ("pretraining step, 64 x 64 tokens", base_step(fresh(), torch.randint(V, (64, 65)))),
+        ("student step on tokens, 64 sequences", student_step(student, None, data=data)),
     ):
-        student, teacher, data = student_setting(B)
-        args = (teacher if target == "logits" else None), data
-        yield row(f"student step on {target}, {name}", expected, why, student_step(student, *args), other_step(OTHERS[key], fresh(), *args, fused=True))
+        step()
+        products = Products(step)
+        row = paired(name, step, products.again, n, gflop=products.flops / 1e9)
+        yield row | {"reachable_gflop_s": products.flops / row["other_ms"] / 1e6}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# processes of their own
+
+# The largest resident size so far, of this process alone (getrusage would count its parent's), from Linux.
+PEAK_MIB = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024"
+SIZES = [{}, *({"n_embd": c} for c in (32, 128, 256)), {"n_layer": 4}, {"n_layer": 8}]
+SIZES += [*({"B": b} for b in (16, 256)), *({"vocab_size": v} for v in (2762, 5524))]
+
+
+def growth(change: dict) -> dict:
+    """A pretraining step's time and the memory it adds."""
+    size = {"n_layer": 2, "n_embd": 64, "vocab_size": V, "B": 64} | change
+    n_layer, n_embd, vocab_size, B = size.values()
+    model = GPT(GPTConfig(vocab_size, 16, n_layer=n_layer, n_embd=n_embd)).initialise(0)
+    step, before = base_step(model, torch.randint(vocab_size, (B, 65))), eval(PEAK_MIB)
+    size |= {"parameters": sum(p.numel() for p in model.parameters())}
+    return size | {"step_ms": 1e3 * min(seconds(step) for _ in range(5)), "added_mib": eval(PEAK_MIB) - before}
+
+
+def main_job(quick: bool) -> Iterator[dict]:
+    """The four scripts from an empty folder: seconds with start-up, and the largest that a process was."""
+    with tempfile.TemporaryDirectory() as folder:
+        for script in ("train_teacher", "generate", "train_student", "evaluate"):
+            main = f"{script}.main({['--run', f'{folder}/run', *['--quick'] * quick]})"
+            program = f"import time, {script}; t = time.time(); {main}; print(time.time() - t, {PEAK_MIB})"
+            began = time.perf_counter()
+            done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+            whole, (inside, mib) = time.perf_counter() - began, map(float, done.stdout.split()[-2:])
+            yield {"stage": script, "seconds": whole, "start_up_s": whole - inside, "peak_mib": mib}
+
+
+def measure(args: argparse.Namespace) -> dict:
+    n = 5 if args.quick else 21
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        sizes = pool.map(growth, SIZES, chunksize=1)
+    cpu = f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    tables = {"machine": against_the_machine(n), "others": against_others(n), "students": many_students(n)}
+    tables |= {"tried": tried(n), "growth": sizes, "main_job": main_job(args.quick)}
+    records = [{"table": name, **row} for name, rows in tables.items() for row in rows]
+    return {"cpu": cpu, "records": records, "summary": lab.where(records, table="main_job")}
+
+
+def markdown(results: dict) -> str:
+    some = lambda name: lab.where(results["records"], table=name)
+    figure = lambda key, form="": lambda row: f"{row[key]:{form}}"
+    times = lambda form: lambda row: f"{row['ratio']:{form}} [{row['min']:{form}}, {row['max']:{form}}]"
+    ours, name = {"pairs": "n", "ours, ms": figure("ours_ms", ".1f")}, {"what": "name"}
+    faster = {"times faster [min, max]": times(".2f")}
+    lines = lab.heading(results, f"Measured on {results['cpu']}.")
+    lines += lab.table(some("machine"), **name, **{"counted GFLOP": figure("gflop", ".2f")},
+                       **{"reachable GFLOP/s": figure("reachable_gflop_s", ".0f")}, share=times(".0%"))
+    lines += ["", *lab.table(some("others"), **{"ours against": "name"}, **faster, **ours)]
+    per_student = lambda row: f"{row['ratio'] / row['students']:.2f}"
+    lines += ["", *lab.table(some("students"), students="students", cost_against_one=times(".2f"), a_student=per_student)]
+    lines += ["", *lab.table(some("tried"), **{"ours / the alternative": "name"}, expected="expected", **faster, used="why")]
+    lines += ["", *lab.table(some("main_job"), stage="stage", seconds=figure("seconds", ".0f"),
+                             of_them_start_up=figure("start_up_s", ".1f"), MiB=figure("peak_mib", ".0f"))]
+    sizes = {"layers": "n_layer", "channels": "n_embd", "vocabulary": "vocab_size", "sequences": "B"}
+    sizes |= {"parameters": figure("parameters", ","), "ms a step": figure("step_ms", ".0f")}
+    lines += ["", *lab.table(some("growth"), **sizes, **{"MiB added": figure("added_mib", ".0f")})]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    lab.experiment(__doc__, "bench", measure, markdown)

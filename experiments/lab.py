@@ -248,7 +248,7 @@ def in_words(transfer: float) -> str:
     """Ours and others' figures in the same four words."""
     if transfer < -0.15:
         return "falls"
-    return "nothing" if transfer < 0.15 else "a part" if transfer < 0.5 else "most"
+    return "nothing" if transfer < 0.15 else "a part" if transfer <= 0.5 else "most"
 
 
 def transfer(row: dict) -> str:
