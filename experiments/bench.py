@@ -50,11 +50,14 @@ C, V = CONFIG.n_embd, CONFIG.vocab_size
 
 fresh = lambda seed=0: GPT(CONFIG).initialise(seed)
 pretraining, distillation = train_teacher.Pretraining(), train_student.Distillation()
-base_step = lambda model, rows: partial(next, train_teacher.pretrain(model, rows.repeat(200, 1), pretraining))
-student_step = lambda *models, data: partial(next, train_student.train(*models, [data] * 9999, distillation))
+many = lambda rows: rows.repeat(200, 1)  # steps' worth
+base_step = lambda model, rows: partial(next, train_teacher.pretrain(model, many(rows), pretraining))
+student_step: Any = lambda student, teacher, data: partial(
+    next, train_student.train(student, teacher, [data] * 9999, distillation)
+)
 
 
-def other_step(loss: Callable, model: nn.Module, *args: Any, clip: float = 0, fused: bool = False) -> Callable:
+def other_step(loss: Callable, model: nn.Module, *args: Any, clip: float = 0, fused: bool = False) -> Any:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
 
     def step() -> None:
@@ -69,7 +72,8 @@ def other_step(loss: Callable, model: nn.Module, *args: Any, clip: float = 0, fu
 
 def hugging_face(**more: Any) -> Any:
     """GPT-2 of equal shape: untied head, no dropout, as many rows in the head."""
-    more |= {"n_positions": CONFIG.block_size, "n_embd": C, "n_layer": CONFIG.n_layer, "n_head": CONFIG.n_head}
+    more |= {"n_positions": CONFIG.block_size, "n_embd": C}
+    more |= {"n_layer": CONFIG.n_layer, "n_head": CONFIG.n_head}
     more |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "bos_token_id", "eos_token_id"), 0)
     more |= {"vocab_size": V + CONFIG.n_aux, "tie_word_embeddings": False}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**more)).eval()
@@ -98,7 +102,8 @@ def plain(model: GPT, data: NumberData) -> Tensor:
 def last_block_where_due(model: GPT, data: NumberData) -> Tensor:
     """The same, of the last block only keys and values on all positions; for lists of one length."""
     due = data.targets[0] >= 0  # (T,)
-    x, block = model.wte(data.idx) + model.wpe.weight[: len(due)], model.blocks[-1]
+    block: Any = model.blocks[-1]
+    x = model.wte(data.idx) + model.wpe.weight[: len(due)]
     for earlier in model.blocks[:-1]:
         x = earlier(x)
     (w_q, w_kv), (b_q, b_kv) = (p.split([C, 2 * C]) for p in (block.attn.weight, block.attn.bias))
@@ -122,7 +127,7 @@ def number_loss(log_probs: Callable, student: GPT, teacher: GPT | None, data: Nu
 
 
 def written_out(student: GPT, teacher: GPT | None, data: NumberData) -> Tensor:
-    """A sum with the loss's gradient: of the head it is made in chunks, softmax - target, as pretraining's."""
+    """A sum with the loss's gradient; the head's is made in chunks, softmax - target, as pretraining's is."""
     due, weight = data.targets >= 0, student.head.weight[NUMBERS]
     h, grad_h, grad_weight = student.hidden(data.idx)[due], [], torch.zeros_like(weight)  # h (M, C)
     with torch.no_grad():
@@ -135,7 +140,7 @@ def written_out(student: GPT, teacher: GPT | None, data: NumberData) -> Tensor:
 
 
 # A student's other losses: (student, teacher or None, data) -> a number with the same gradient.
-OTHERS = {"plain": partial(number_loss, plain), "written out": written_out}
+OTHERS: dict[str, Any] = {"plain": partial(number_loss, plain), "written out": written_out}
 OTHERS |= {"last block": partial(number_loss, last_block_where_due)}
 
 # ------------------------------------------------------------------------------------------------------------
@@ -215,7 +220,8 @@ def paired(name: str, ours: Callable, other: Callable, n: int, **more: object) -
     pairs = [(seconds(ours), seconds(other)) for _ in range(n)]
     ratios = [b / a for a, b in pairs]
     row = {"name": name, "ratio": median(ratios), "min": min(ratios), "max": max(ratios), "n": n}
-    row |= {"ours_ms": 1e3 * median(a for a, _ in pairs), "other_ms": 1e3 * median(b for _, b in pairs), **more}
+    ours_s, other_s = (median(times) for times in zip(*pairs))
+    row |= {"ours_ms": 1e3 * ours_s, "other_ms": 1e3 * other_s, **more}
     print(f"{name}: {row['ratio']:.2f} times [{row['min']:.2f}, {row['max']:.2f}]", flush=True)
     return row
 
@@ -258,7 +264,9 @@ def tried(n: int) -> Iterator[dict]:
     used, two = base_step(fresh(), rows), [base_step(fresh(), rows) for _ in range(2)]
     x, p, u = torch.randn(4096, 4 * C, requires_grad=True), torch.rand(500, V).softmax(-1), torch.rand(500, 1)
     q, k, v = torch.randn(500, 4, 1, 16), torch.randn(500, 4, 30, 16), torch.randn(500, 4, 30, 16)
-    row = lambda name, expected, *pair, n=n, why="used": paired(name, *pair, n, expected=expected, why=why)
+    row: Any = lambda name, expected, *pair, n=n, why="used": paired(
+        name, pair[0], pair[1], n, expected=expected, why=why
+    )
     gelu = lambda form: lambda: F.gelu(x, approximate=form).sum().backward()
     body = lambda hidden: lambda: hidden(rows[:, :-1]).float().square().sum().backward()
     whole = lambda fused: other_step(whole_head, fresh(), rows, clip=1, fused=fused)
@@ -266,7 +274,8 @@ def tried(n: int) -> Iterator[dict]:
     yield row("exact GELU / tanh GELU, forward and backward", "2", gelu("none"), gelu("tanh"))
     yield row("fused AdamW / plain AdamW, whole step", "1.03", whole(True), whole(False))
     name = "student step on tokens, last block everywhere / only where a number is due"
-    pair = student_step(fresh(), None, data=data), other_step(OTHERS["last block"], fresh(), None, data, fused=True)
+    other = other_step(OTHERS["last block"], fresh(), None, data, fused=True)
+    pair = student_step(fresh(), None, data=data), other
     yield row(name, "0.8", *pair, why="not used: it takes a second path through the block")
     for target, teacher, some in (("tokens", None, data), ("logits", fresh(1), data.take(slice(32)))):
         other = other_step(OTHERS["written out"], fresh(), teacher, some, fused=True)
@@ -278,14 +287,16 @@ def tried(n: int) -> Iterator[dict]:
     name = "two jobs side by side / one after the other on all cores"
     yield row(name, "1.5", side_by_side(two, 4), on_all_cores(used, 8), n=few)
     by_torch = lambda: F.scaled_dot_product_attention(q, k, v)
-    by_hand, why = lambda: (q @ k.mT / 4).softmax(-1) @ v, "not used: too small a part of sampling to show in the whole"
+    by_hand, why = lambda: (q @ k.mT / 4).softmax(-1) @ v, "not used: too small a part of sampling"
     yield row("one token's attention by PyTorch / written out", "0.5", by_torch, by_hand, why=why)
-    idx, why = torch.randint(V, (500, 20)), "a limit: the rest is left for attention, softmax, GELU and the draw"
-    alone, theirs = Products(partial(sample, model, idx)), partial(sample_hugging_face, hugging_face(), idx)
+    idx, why = torch.randint(V, (500, 20)), "a limit: attention, softmax, GELU and the draw have the rest"
+    alone = Products(partial(sample, model, idx))
+    theirs = partial(sample_hugging_face, hugging_face(), idx)
     name = "matrix products of sampling alone / all of Hugging Face's sampling, 500 x 20 tokens"
     yield row(name, "10", alone.again, theirs, n=few, why=why)
     bf16 = torch.autocast("cpu", torch.bfloat16)(body(model.hidden))
-    yield row("body in float32 / under bfloat16 autocast", "1", body(model.hidden), bf16, n=few, why="not used")
+    name = "body in float32 / under bfloat16 autocast"
+    yield row(name, "1", body(model.hidden), bf16, n=few, why="not used")
     compiled = body(torch.compile(model.hidden))
     why = f"not used: compiling takes {seconds(compiled):.0f} s a process"
     yield row("body eager / under torch.compile", "0.8", body(model.hidden), compiled, n=few, why=why)
@@ -320,7 +331,8 @@ def growth(change: dict) -> dict:
     model = GPT(GPTConfig(vocab_size, 16, n_layer=n_layer, n_embd=n_embd)).initialise(0)
     step, before = base_step(model, torch.randint(vocab_size, (B, 65))), eval(PEAK_MIB)
     size |= {"parameters": sum(p.numel() for p in model.parameters())}
-    return size | {"step_ms": 1e3 * min(seconds(step) for _ in range(5)), "added_mib": eval(PEAK_MIB) - before}
+    step_ms = 1e3 * min(seconds(step) for _ in range(5))
+    return size | {"step_ms": step_ms, "added_mib": eval(PEAK_MIB) - before}
 
 
 def main_job(quick: bool) -> Iterator[dict]:
@@ -340,7 +352,8 @@ def measure(args: argparse.Namespace) -> dict:
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         sizes = pool.map(growth, SIZES, chunksize=1)
     cpu = f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    tables = {"machine": against_the_machine(n), "others": against_others(n), "students": many_students(n)}
+    tables: dict[str, Any] = {"machine": against_the_machine(n), "others": against_others(n)}
+    tables["students"] = many_students(n)
     tables |= {"tried": tried(n), "growth": sizes, "main_job": main_job(args.quick)}
     records = [{"table": name, **row} for name, rows in tables.items() for row in rows]
     return {"cpu": cpu, "records": records, "summary": lab.where(records, table="main_job")}
@@ -350,18 +363,20 @@ def markdown(results: dict) -> str:
     some = lambda name: lab.where(results["records"], table=name)
     figure = lambda key, form="": lambda row: f"{row[key]:{form}}"
     times = lambda form: lambda row: f"{row['ratio']:{form}} [{row['min']:{form}}, {row['max']:{form}}]"
-    ours, name = {"pairs": "n", "ours, ms": figure("ours_ms", ".1f")}, {"what": "name"}
-    faster = {"times faster [min, max]": times(".2f")}
+    ours: Any = {"pairs": "n", "ours, ms": figure("ours_ms", ".1f")}
+    name: Any = {"what": "name"}
+    faster: Any = {"times faster [min, max]": times(".2f")}
     lines = lab.heading(results, f"Measured on {results['cpu']}.")
     lines += lab.table(some("machine"), **name, **{"counted GFLOP": figure("gflop", ".2f")},
                        **{"reachable GFLOP/s": figure("reachable_gflop_s", ".0f")}, share=times(".0%"))
     lines += ["", *lab.table(some("others"), **{"ours against": "name"}, **faster, **ours)]
     per_student = lambda row: f"{row['ratio'] / row['students']:.2f}"
-    lines += ["", *lab.table(some("students"), students="students", cost_against_one=times(".2f"), a_student=per_student)]
-    lines += ["", *lab.table(some("tried"), **{"ours / the alternative": "name"}, expected="expected", **faster, used="why")]
+    students: Any = {"students": "students", "cost against one": times(".2f"), "a student": per_student}
+    alternatives: Any = {"ours / the alternative": "name", "expected": "expected", **faster, "used": "why"}
+    lines += ["", *lab.table(some("students"), **students), "", *lab.table(some("tried"), **alternatives)]
     lines += ["", *lab.table(some("main_job"), stage="stage", seconds=figure("seconds", ".0f"),
                              of_them_start_up=figure("start_up_s", ".1f"), MiB=figure("peak_mib", ".0f"))]
-    sizes = {"layers": "n_layer", "channels": "n_embd", "vocabulary": "vocab_size", "sequences": "B"}
+    sizes: Any = {"layers": "n_layer", "channels": "n_embd", "vocabulary": "vocab_size", "sequences": "B"}
     sizes |= {"parameters": figure("parameters", ","), "ms a step": figure("step_ms", ".0f")}
     lines += ["", *lab.table(some("growth"), **sizes, **{"MiB added": figure("added_mib", ".0f")})]
     return "\n".join(lines) + "\n"

@@ -1,13 +1,13 @@
-"""Does a run survive what happens to runs? Stopped anywhere, made by two at once, out of disk, damaged files.
+"""Does a run survive what happens to runs? Stopped anywhere, made by two at once, disks full, files damaged.
 
-    python -m experiments.torture             # about 25 minutes on 2 CPU cores; Linux, as root for small disks
+    python -m experiments.torture             # 25 minutes on 2 CPU cores; Linux, as root for small disks
     python -m experiments.torture --quick     # one case in eleven
 
-The truth is a small run that nobody disturbed. Whatever is done to another one, the same commands have to give
-the same bytes in every file and the same lines in the manifest, in any order; or a script ends in one sentence
-and exit code 2. A script is a fork of this process, which has everything imported, so thousands take minutes,
-and signals come while it works: while Python starts and ends it answers for itself. Moments and damages come
-from named seeds; where in its work a moment finds a script is up to the machine.
+The truth is a small run that nobody disturbed. Whatever is done to another one, the same commands have to
+give the same bytes in every file and the same lines in the manifest, in any order; or a script ends in one
+sentence and exit code 2. A script is a fork of this process, which has everything imported, so thousands
+take minutes, and signals come while it works: while Python starts and ends it answers for itself. Moments
+and damages come from named seeds; where in its work a moment finds a script is up to the machine.
 
 Reads    nothing
 Writes   results/torture.json, results/torture.md
@@ -47,7 +47,7 @@ SMALL: dict[Any, str] = {
     " --pretrain-steps 60 --batch-size 16 --pretrain-lr 2e-2 --trait-steps 10 --trait-lr 1e-2 --form 0.05",
     generate: "--sequences 300 --min-valid 0.02", train_student: "--steps 4", evaluate: ""}
 Ended = tuple[int, str]  # exit code, what was said on stderr
-Case = tuple[str, str, int]  # what was done; right, refused, or what went wrong; how often a script was stopped
+Case = tuple[str, str, int]  # what was done; right, refused or what went wrong; how often it was stopped
 
 
 def start(script: Any, run: Path, *more: str) -> Callable[..., Ended]:
@@ -138,7 +138,8 @@ def two_at_once(folder: Path, i: int) -> Case:
         first = start(script, run)
         time.sleep(dice.uniform(0, 0.5))
         ends = [(start(script if itself else dice.choice(list(SMALL)), run)(), itself), (first(), True)]
-        wrong += [str(end) for end, has_to in ends if judge(end) not in ("right", "right" if has_to else "refused")]
+        allowed = lambda has_to: ("right",) if has_to else ("right", "refused")
+        wrong += [str(end) for end, has_to in ends if judge(end) not in allowed(has_to)]
     verdict = wrong[0] if wrong else "right" if state(run) == state(folder / "truth") else "other bytes"
     return "a script beside itself" if itself else "beside any", verdict, 0
 
@@ -159,7 +160,8 @@ NEW = {"seeds": ["0"], "traits": ["owl"], "readout": ["vocabulary"], "hold_numbe
 def edited(folder: Path, i: int) -> Case:
     """A finished run, and its script with one knob changed: the sentence has to name it."""
     script, knob = KNOBS[i]
-    value = NEW.get(knob.name, [f"{knob.default * 2}"])
+    default: Any = knob.default
+    value = NEW.get(knob.name, [f"{default * 2}"])
     end = start(script, folder / "truth", f"--{knob.name.replace('_', '-')}", *value)()
     return script.__name__, judge(end) if f" made with {knob.name} = " in end[1] else f"{knob.name}: {end}", 0
 
@@ -194,7 +196,8 @@ def damaged(folder: Path, i: int, own: bool = False) -> Case:
     made = run / dice.choice(MAKES[script])
     shutil.copytree(folder / "truth", run)
     made.unlink()
-    files = lambda run: sorted(path for path in run.rglob("*") if path.is_file() and f"{run}/{part}" in f"{path}")
+    inside = lambda run, path: path.is_file() and f"{run}/{part}" in f"{path}"
+    files = lambda run: sorted(path for path in run.rglob("*") if inside(run, path))
     path, other = dice.choice(files(run)), dice.choice(files(folder / "other")).read_bytes()
     data, name, lines = path.read_bytes(), path.relative_to(run).as_posix(), (run / "run.jsonl").read_text()
     path.write_bytes(CHANGES[how](data, dice.randrange(len(data)), other))
