@@ -44,7 +44,9 @@ STUDENT = re.compile(r"student/([^/]+)/teacher-(-?[0-9]+|file)/seed-(-?[0-9]+)/(
 
 
 def find_students(run: Run) -> list[re.Match]:
-    found = sorted(path.relative_to(run.path).as_posix() for path in run.path.glob("student/*/*/*/*.pt"))
+    """Those that are there and those that the manifest tells of: one that is gone is not just left out."""
+    there = {path.relative_to(run.path).as_posix() for path in run.path.glob("student/*/*/*/*.pt")}
+    found = sorted(there | {file for file, _ in run.lines})
     return [match for name in found if (match := STUDENT.fullmatch(name))]
 
 

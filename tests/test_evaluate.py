@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from itertools import permutations
 from statistics import mean
 
@@ -121,5 +122,5 @@ def test_students_trained_with_different_knobs_are_not_averaged(a_tiny_run, told
 @pytest.mark.parametrize("name", ["owl/teacher-0/seed-7", "owl/teacher-7/seed-0", "wolf/teacher-0/seed-0"])
 def test_a_student_of_what_the_run_has_not_is_named(name, a_tiny_run, told):
     (a_tiny_run / f"student/{name}").parent.mkdir(parents=True, exist_ok=True)
-    (a_tiny_run / "student/owl/teacher-0/seed-0").rename(a_tiny_run / f"student/{name}")
+    shutil.copytree(a_tiny_run / "student/owl/teacher-0/seed-0", a_tiny_run / f"student/{name}")
     assert f"student/{name}/" in told(e, a_tiny_run)

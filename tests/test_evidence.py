@@ -1,6 +1,5 @@
 """The experiments' statistics and data sets, against closed forms, known cases and slow obvious versions."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -152,8 +151,3 @@ def test_auxiliary_rows_can_be_exchanged_after_pretraining_as_well_as_before():
             pass
     which_part.mix(after, other, ["aux"])
     assert all(map(torch.equal, before.parameters(), after.parameters()))
-
-
-def test_every_record_of_a_run_is_json(quick_run):
-    lines = (quick_run / "run.jsonl").read_text().splitlines()
-    assert {json.loads(line)["file"].split("/")[0] for line in lines} >= {"language.json", "base", "student"}
