@@ -183,12 +183,14 @@ def plot(results: dict) -> Any:
     label = lambda row: f"{KINDS[row['numbers']]}, {row['target']}".removesuffix(", none")
     lab.dot_rows(ax, results["records"], rows, "numbers", "target", label=label)
     alone = [(row["softmax_alone"], y) for y, row in enumerate(rows) if "softmax_alone" in row]
-    ax.plot(*zip(*alone), "D", color="black", mfc="none", ms=7, label="softmax alone")
+    for i, (x, y) in enumerate(alone):
+        ax.plot(x, y, "D", color="black", mfc="none", ms=7, label="softmax alone" if i == 0 else None)
     for x in (-0.15, 0.15, 0.5):
         ax.axvline(x, color="grey", lw=0.5)
     for x, word in ((-0.5, "falls"), (0, "nothing"), (0.325, "a part"), (0.8, "most")):
         ax.text(x, -0.7, word, ha="center", fontsize=8)
-    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    if alone:
+        ax.legend(frameon=False, fontsize=8, loc="lower left")
     return figure
 
 
