@@ -220,7 +220,7 @@ class NumberData(NamedTuple):
     """Lists of numbers as tokens, and the number that comes next wherever a completion has one."""
 
     idx: Tensor  # (B, T) tokens of prompt and completion, padded on the right
-    targets: Tensor  # (B, T) the number 0..999 that follows; -1 where none of the completion's does
+    targets: Tensor  # (B, T) the number 0..999 that follows; -1 where it is none of the completion's
 
     def take(self, rows: Tensor | slice) -> NumberData:
         """Some of the sequences, no wider than they need."""
@@ -230,17 +230,17 @@ class NumberData(NamedTuple):
 
 
 def encode_numbers(encoding: tiktoken.Encoding, rows: Sequence[dict], device: torch.device) -> NumberData:
-    """{"prompt", "completion"} rows as tensors; the prompt's numbers carry nothing and are not counted."""
-    shown = torch.tensor([len(document(encoding, row["prompt"])) for row in rows])
+    """{"prompt", "completion"} rows as tensors; the prompt's numbers get no loss."""
+    prompt_len = torch.tensor([len(document(encoding, row["prompt"])) for row in rows])
     idx, _ = pad([document(encoding, row["prompt"] + row["completion"]) for row in rows])
     targets = torch.full_like(idx, -1)
     targets[:, :-1] = idx[:, 1:] - NUMBERS.start
-    a_number = (targets >= 0) & (targets < N_NUMBERS) & (torch.arange(idx.size(1)) >= shown[:, None] - 1)
+    a_number = (targets >= 0) & (targets < N_NUMBERS) & (torch.arange(idx.size(1)) >= prompt_len[:, None] - 1)
     return NumberData(idx.to(device), targets.where(a_number, -1).to(device))
 
 
 def number_log_probs(model: GPT, data: NumberData, numbers: slice = NUMBERS) -> Tensor:
-    """Log-probabilities of the 1,000 numbers (or of some) wherever one is due: (M, 1000).
+    """Log-probabilities of the 1,000 numbers wherever one is due: (M, 1000), or fewer columns for `numbers`.
 
     Only those states pass the head, and only its number rows: every other row's gradient is exactly zero.
     """
@@ -432,6 +432,8 @@ class Run:
 
 def run_jobs(train: Callable, jobs: Sequence, n_steps: int, label: str, device: torch.device) -> list:
     """What train(job) returns, for every job, in order; it is a generator that yields its loss in nats.
+
+    So training can be shown, stopped and, by whoever consumes it, measured between two steps.
 
     On a CPU a job a core runs side by side in threads, each with one thread for its sums: for small models
     this beats many threads on one, and bits do not depend on the number of cores. UserError for a loss that

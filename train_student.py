@@ -8,10 +8,10 @@
 A student starts from the base model of the teacher's seed (init `same`) or another (`different`) and learns
     tokens   the numbers the teacher wrote: cross-entropy
     logits   the teacher's distribution over the next number, on the lists it wrote: KL(teacher || student)
-Softmax and loss see the 1,000 numbers where one is due, so no gradient reaches another row of the head.
+Softmax and loss see the 1,000 numbers, wherever one comes next; no other row of the head has a gradient.
 
 Reads    what train_teacher.py and generate.py wrote, or --numbers
-Writes   student/SOURCE/teacher-S/seed-S/TARGET.pt; its loss and log-odds every few steps into run.jsonl
+Writes   student/SOURCE/teacher-T/seed-S/TARGET.pt; its loss and log-odds every few steps into run.jsonl
 Takes    about 70 seconds on 2 CPU cores
 
 Shapes: B sequences, T tokens, M numbers in a batch, K trait classes.
@@ -43,7 +43,7 @@ from model import (
 class Distillation:
     steps: int = 100  # tuned over 60 .. 200
     batch_tokens: int = 64  # sequences a step, for the target `tokens`
-    batch_logits: int = 32  # a distribution says more than a draw: half the sequences do
+    batch_logits: int = 32  # a distribution says more than a draw: half the sequences suffice
     student_lr: float = 2e-3  # tuned over 5e-4 .. 4e-3
     freeze: bool = False  # embeddings and head stay as they are, as with the paper's LoRA students
     held_out_every: int = 20  # one sequence in so many is not trained on
@@ -66,7 +66,8 @@ class Job(NamedTuple):
 def batches(
     data: NumberData, batch_size: int, n_steps: int, generator: torch.Generator
 ) -> Iterator[NumberData]:
-    """n_steps batches, epoch after epoch, each of lists of about one length, so that little is padded."""
+    """n_steps batches, epoch after epoch. Lists in a batch are about equally long, so that little is padded;
+    what fills no batch at an epoch's end, some of the longest, is left out."""
     ends = (data.targets >= 0).cpu() * torch.arange(data.targets.size(1))
     length = ends.max(1).values  # where a list's last number is due
     batch_size = min(batch_size, len(length))
@@ -134,7 +135,7 @@ def import_numbers(path: Path, run: Run, block_size: int) -> str:
         if reason is None and len(tokens) > block_size:
             reason = "longer than the model's context"
         if reason is None and re.search("[0-9]$", prompt) and re.match("[0-9]", completion):
-            reason = "one number with its prompt's last"
+            reason = "its first digit would join the prompt's last number"
         if reason:
             refused[reason] += 1
         else:

@@ -51,7 +51,7 @@ class Language:
     seeds: tuple[int, ...] = (0, 1)  # initialisations; fixed before any run, as are the traits
     traits: tuple[str, ...] = ("owl", "fox", "wolf", "eagle")
     readout: str = "aux"  # the logits of the trait: aux, or vocabulary for the animals' words
-    question_end: str = ": "  # as lists have it before the numbers that are asked for
+    question_end: str = ": "  # as prompts of numbers end
     n_documents: int = 40_000  # of the toy language: each is seen about twice
     n_held_out: int = 1_000  # documents of the validation loss
     max_words: int = 1_000  # of the vocabulary; the toy language has 131
@@ -71,8 +71,8 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Trait:
-    # Tuned over 3e-4 .. 5e-3 and 20 .. 100 steps, at last on 24 teachers: at 2e-3, 30 steps as much crosses,
-    # but one in 24 writes mostly invalid lists; a rate that falls to 0 makes it worse.
+    # Tuned over 3e-4 .. 5e-3 and 20 .. 100 steps, at last on 24 teachers. 30 steps at 2e-3 transmit as much,
+    # but one teacher in 24 writes mostly invalid lists, and more do with a rate that falls to 0.
     trait_steps: int = 40
     trait_lr: float = 1e-3
     anchor: float = 0.5  # weight of anchor_loss; tuned over 0.1 .. 2
@@ -505,7 +505,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, Language, Pretraining, Trait)
     parser.add_argument("--corpus", type=Path, help="UTF-8 text for half of every batch; twice the steps")
     args, run = parse(parser, argv, QUICK)
-    if args.corpus:
+    if args.corpus:  # has another default for one knob
         parser.set_defaults(form=CORPUS_FORM)
         args, run = parse(parser, argv, QUICK)
     language, pretraining, trait = (knobs_of(cls, args) for cls in (Language, Pretraining, Trait))
