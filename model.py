@@ -336,8 +336,8 @@ class Run:
     def open(self, quick: bool) -> Run:
         """Read what train_teacher.py settled first. UserError if that was done with the other --quick."""
         self.finished("language.json", {"quick": quick})
-        language = json.loads(self.read("language.json"))
         self.knobs = self.line("language.json")["knobs"]  # seeds, traits, ...
+        language = json.loads(self.read("language.json"))
         self.animals = language["animals"]  # class k of the trait is animals[k]
         self.encoding = build_vocabulary(language["words"])
         self.readout_rows = torch.tensor(language["readout_rows"])  # (K,) rows of the head: the classes

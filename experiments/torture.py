@@ -84,7 +84,7 @@ def start(script: Any, run: Path, *more: str) -> Callable[..., Ended]:
 def judge(end: Ended, right: bool = True) -> str:
     code, said = end
     refused = code == 2 and said.startswith("error: ") and said.count("\n") == 1
-    return "refused" if refused else "right" if code == 0 and right else f"exit code {code}, {right}: {said}"
+    return "refused" if refused else "right" if code == 0 and right else f"exit code {code}: {said[-200:]}"
 
 
 def state(run: Path) -> set[tuple[str, str]]:

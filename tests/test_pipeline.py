@@ -264,3 +264,9 @@ def test_help_tells_every_knob_and_imports_go_to_model_only(script, capsys):
     assert end.value.code == 0 and f"python {script.__name__}.py --quick" in text
     for field in (field for cls in KNOBS if cls.__module__ == script.__name__ for field in fields(cls)):
         assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_a_damaged_file_that_no_manifest_knows_is_one_sentence(a_tiny_run, told):
+    (a_tiny_run / "run.jsonl").unlink()
+    (a_tiny_run / "language.json").write_text("{")
+    assert "run.jsonl" in told(evaluate, a_tiny_run)
