@@ -124,3 +124,8 @@ def test_a_student_of_what_the_run_has_not_is_named(name, a_tiny_run, told):
     (a_tiny_run / f"student/{name}").parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(a_tiny_run / "student/owl/teacher-0/seed-0", a_tiny_run / f"student/{name}")
     assert f"student/{name}/" in told(e, a_tiny_run)
+
+
+def test_a_student_that_is_gone_is_named(a_tiny_run, told):
+    (a_tiny_run / "student/owl/teacher-0/seed-1/tokens.pt").unlink()
+    assert "student/owl/teacher-0/seed-1/tokens.pt is missing" in told(e, a_tiny_run)
