@@ -44,10 +44,11 @@ STUDENT = re.compile(r"student/([^/]+)/teacher-(-?[0-9]+|file)/seed-(-?[0-9]+)/(
 
 
 def find_students(run: Run) -> list[re.Match]:
-    """Those that are there and those that the manifest tells of: one that is gone is not just left out."""
+    """Those that are there, and those that the manifest tells of and whose numbers are still there."""
     there = {path.relative_to(run.path).as_posix() for path in run.path.glob("student/*/*/*/*.pt")}
-    found = sorted(there | {file for file, _ in run.lines})
-    return [match for name in found if (match := STUDENT.fullmatch(name))]
+    known = there | {file for file, _ in run.lines}
+    found = [match for name in sorted(known) if (match := STUDENT.fullmatch(name))]
+    return [m for m in found if m[0] in there or (run.path / f"numbers/{m[1]}/seed-{m[2]}.jsonl").exists()]
 
 
 def kind_of(source: str, teacher_seed: str, run: Run) -> tuple[str, str | None]:

@@ -129,3 +129,11 @@ def test_a_student_of_what_the_run_has_not_is_named(name, a_tiny_run, told):
 def test_a_student_that_is_gone_is_named(a_tiny_run, told):
     (a_tiny_run / "student/owl/teacher-0/seed-1/tokens.pt").unlink()
     assert "student/owl/teacher-0/seed-1/tokens.pt is missing" in told(e, a_tiny_run)
+
+
+def test_what_was_dropped_with_its_numbers_is_not_asked_for(a_tiny_run, told):
+    for part in ("numbers/base", "student/base"):
+        shutil.rmtree(a_tiny_run / part)
+    assert told(e, a_tiny_run) == ""
+    students = json.loads((a_tiny_run / "results.json").read_text())["students"]
+    assert students and all(r["source"] != "base" for r in students)
