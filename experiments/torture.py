@@ -1,7 +1,7 @@
 """Does a run survive what happens to runs? Stopped anywhere, made by two at once, disks full, files damaged.
 
     python -m experiments.torture             # 25 minutes on 2 CPU cores; Linux, as root for small disks
-    python -m experiments.torture --quick     # one case in eleven
+    python -m experiments.torture --quick     # one case in thirteen
 
 The truth is a small run that nobody disturbed. Whatever is done to another one, the same commands have to
 give the same bytes in every file and the same lines in the manifest, in any order; or a script ends in one
@@ -228,7 +228,7 @@ def measure(args: argparse.Namespace) -> dict:
             layers = ["--n-layer", "2"] * (run == "other" and script is train_teacher)
             assert judge(end := start(script, Path(name) / run, *layers)()) == "right", end
         for kind, (case, n) in KINDS.items():
-            cases = list(pool.map(partial(case, Path(name)), range(0, n, 11 if args.quick else 1)))
+            cases = list(pool.map(partial(case, Path(name)), range(0, n, 13 if args.quick else 1)))
             for what in dict.fromkeys(what for what, _, _ in cases):
                 group = [case for case in cases if case[0] == what]
                 row = {"kind": kind, "what": what, "cases": len(group), "stops": sum(n for _, _, n in group)}
