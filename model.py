@@ -303,14 +303,14 @@ def opened(path: Path, mode: str) -> Iterator[Any]:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        error.filename = error.filename or str(path).removesuffix(f".{os.getpid()}.part")
+        error.filename = error.filename or re.sub(r"\.[0-9a-f]{16}\.part$", "", str(path))
         raise
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write beside, then rename: a file has its name only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.urandom(8).hex()}.part")  # nobody else's, in any container
     try:
         with opened(part, "wb") as file:
             file.write(data)
