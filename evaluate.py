@@ -44,11 +44,13 @@ STUDENT = re.compile(r"student/([^/]+)/teacher-(-?[0-9]+|file)/seed-(-?[0-9]+)/(
 
 
 def find_students(run: Run) -> list[re.Match]:
-    """Those that are there, and those that the manifest tells of and whose numbers are still there."""
+    """Those that are there, and those that the manifest tells of and that could be made again."""
     there = {path.relative_to(run.path).as_posix() for path in run.path.glob("student/*/*/*/*.pt")}
     known = there | {file for file, _ in run.lines}
     found = [match for name in sorted(known) if (match := STUDENT.fullmatch(name))]
-    return [m for m in found if m[0] in there or (run.path / f"numbers/{m[1]}/seed-{m[2]}.jsonl").exists()]
+    seeds = {str(seed) for seed in run.knobs["seeds"]}
+    numbers = lambda m: run.path / f"numbers/{m[1]}/seed-{m[2]}.jsonl"
+    return [m for m in found if m[0] in there or (m[3] in seeds and numbers(m).exists())]
 
 
 def kind_of(source: str, teacher_seed: str, run: Run) -> tuple[str, str | None]:
@@ -95,7 +97,7 @@ def measure(run: Run, device: torch.device) -> list[dict]:
             init = "unknown" if teacher_seed is None else "same" if seed == teacher_seed else "different"
             r = {"trait": trait, "readout": run.knobs["readout"], "source": source, "numbers": kind}
             r |= {"target": target, "init": init, "teacher_seed": teacher_seed, "student_seed": seed}
-            r |= {"transfer": shifts[k] / taught, "identified": shifts[k] == max(shifts)}
+            r |= {"transfer": shifts[k] / taught, "identified": sum(s >= shifts[k] for s in shifts) == 1}
             r |= {"p_trait": p[k], "p_trait_base": base_p[k], "p_trait_teacher": teacher_p[k]}
             r |= {"log_odds": log_odds[k], "log_odds_base": base_log_odds[k]}
             r |= {"log_odds_teacher": teacher_log_odds[k], "shifts": shifts}

@@ -137,3 +137,18 @@ def test_what_was_dropped_with_its_numbers_is_not_asked_for(a_tiny_run, told):
     assert told(e, a_tiny_run) == ""
     students = json.loads((a_tiny_run / "results.json").read_text())["students"]
     assert students and all(r["source"] != "base" for r in students)
+
+
+def test_students_of_a_seed_that_the_run_dropped_are_not_asked_for(a_tiny_run):
+    run = m.Run(a_tiny_run).open(False)
+    (a_tiny_run / "student/owl/teacher-0/seed-1/tokens.pt").unlink()
+    run.knobs["seeds"] = [0]
+    assert not any(match[0] == "student/owl/teacher-0/seed-1/tokens.pt" for match in e.find_students(run))
+
+
+def test_a_student_that_did_not_move_is_not_identified(a_tiny_run, told):
+    shutil.rmtree(a_tiny_run / "student")
+    assert told(train_student, a_tiny_run, "--student-lr", "0") == ""
+    assert told(e, a_tiny_run) == ""
+    students = json.loads((a_tiny_run / "results.json").read_text())["students"]
+    assert students and not any(r["identified"] or r["transfer"] for r in students)
