@@ -33,7 +33,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from model import Run, UserError, command_line, make_parser, parse, read_trait, stream, write_file
+from model import Run, UserError, command_line, parse, read_trait, stream, write_file
 
 DRAWS = 10_000  # of the bootstrap, and of permutations where there are too many to try all
 
@@ -75,7 +75,8 @@ def measure(run: Run, device: torch.device) -> list[dict]:
         if not log_odds[k := run.animals.index(trait)] > base[seed][0][k]:
             path = run.path / f"teacher/{trait}/seed-{seed}.pt"
             raise UserError(f"{path} does not prefer its trait more than its base model does: delete it")
-    records, knobs = [], None
+    records: list[dict] = []
+    knobs: dict[str, dict] = {}  # of the first student, and of the first data set
     for match in find_students(run):
         name, (source, from_seed, own_seed, target) = match[0], match.groups()
         kind, its_trait = kind_of(source, from_seed, run)
@@ -83,9 +84,11 @@ def measure(run: Run, device: torch.device) -> list[dict]:
         if its_trait not in (None, *traits) or not {seed, teacher_seed} <= {None, *seeds}:
             raise UserError(f"{run.path / name} is of a trait or seed that the run does not have: delete it")
         log_odds, p = read(name)
-        line = run.line(name)
-        log, knobs = line["log"], knobs or line["knobs"]
-        run.finished(name, knobs)  # with the same knobs as all the others
+        log = run.line(name)["log"]
+        for file in (name, f"numbers/{source}/seed-{from_seed}.jsonl"):
+            line = run.lines.get((file, run.digests.get(file, "")))
+            if line and line["knobs"]:  # what was made differently is not averaged
+                run.finished(file, knobs.setdefault(file.split("/")[0], line["knobs"]))
         base_log_odds, base_p = base[seed]
         shifts = [after - before for after, before in zip(log_odds, base_log_odds)]
         for trait in [its_trait] if its_trait else traits:
@@ -283,14 +286,15 @@ def plot(results: dict, path: Path) -> None:
         right.plot([], [], style, color=COLOURS[name.split(",")[0]], label=name)
     right.set(xlabel="student's step", ylabel="transfer")
     right.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    if path.suffix[1:] not in (known := figure.canvas.get_supported_filetypes()):
+        raise UserError(f"--plot {path}: its ending is none of {' '.join(known)}")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture too")
-    args, run = parse(parser, argv, {})
+    picture = {"type": Path, "metavar": "FILE", "help": "draw the picture too"}
+    args, run = parse(__doc__, argv, {}, plot=picture)
     run.open(args.quick)
     if not find_students(run):
         raise UserError(f"{run.path}/student is empty: run {run.command('student')} first")

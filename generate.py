@@ -30,7 +30,7 @@ from torch import Tensor
 
 from model import (
     GPT, MAX_NUMBERS, N_NUMBERS, Cache, NumberData, Run, UserError, command_line, document, encode_numbers,
-    knobs_of, make_parser, number_log_probs, parse, refusal, run_jobs, stream,
+    number_log_probs, parse, refusal, run_jobs, stream,
 )
 
 
@@ -161,12 +161,12 @@ def describe(run: Run, source: str, seed: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, Sampling)
-    parser.add_argument("--traits", nargs="+", help="teachers that write (all of the run)")
-    parser.add_argument("--from", dest="who", choices=["teacher", "base"], help="only these write (both)")
-    parser.add_argument("--shuffle", choices=["within", "across"], help="shuffled copies of finished data")
-    args, run = parse(parser, argv, QUICK)
-    knobs = knobs_of(Sampling, args)
+    args, run, knobs = parse(
+        __doc__, argv, QUICK, Sampling,
+        traits={"nargs": "+", "help": "teachers that write (all of the run)"},
+        shuffle={"choices": ["within", "across"], "help": "shuffled copies of finished data"},
+        **{"from": {"dest": "who", "choices": ["teacher", "base"], "help": "only these write (both)"}},
+    )
     run.open(args.quick)
     for trait in args.traits or ():
         if trait not in run.knobs["traits"]:

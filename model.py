@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -327,6 +328,8 @@ class Run:
     So what is damaged, out of date or made with other knobs is one sentence, what is missing is made again.
     """
 
+    config: GPTConfig | None = None  # what every model's vocabulary, classes and context are, once opened
+
     def __init__(self, path: Path, flags: str = ""):
         self.path, self.flags = path, flags  # flags: those that make another script work on this run
         self.manifest = path / "run.jsonl"
@@ -340,6 +343,7 @@ class Run:
         language = json.loads(self.read("language.json"))
         self.animals = language["animals"]  # class k of the trait is animals[k]
         self.encoding = build_vocabulary(language["words"])
+        self.config = GPTConfig(self.encoding.n_vocab, len(self.animals))
         self.readout_rows = torch.tensor(language["readout_rows"])  # (K,) rows of the head: the classes
         self.trained_on, self.held_out = (  # the favourite question, as class_logits takes it
             pad([document(self.encoding, q) for q in language[name]]) for name in ("trained_on", "held_out")
@@ -348,7 +352,13 @@ class Run:
 
     def command(self, name: str) -> str:
         """What makes a file, as it is typed."""
+        if name.endswith("/seed-file.jsonl"):
+            return f"`python train_student.py{self.flags} --numbers FILE`"
         return f"`python {MADE_BY[name.split('/')[0]]}{self.flags}`"
+
+    def again(self, name: str, why: str, own: str = "") -> UserError:
+        """What to say of a file that is no good."""
+        return UserError(f"{self.path / name} {why}: delete it and run {self.command(name)} again{own}")
 
     def write(self, name: str, data: bytes, sources: Sequence[str], knobs: Any, log: Any = None) -> None:
         """Tell the manifest, then write: what is known and not there is made again."""
@@ -365,7 +375,7 @@ class Run:
 
     def read(self, name: str) -> bytes:
         """A file's bytes. UserError if it is missing, not as written, or made from what has changed since."""
-        path, again = self.path / name, f"delete it and run {self.command(name)} again"
+        path = self.path / name
         if not path.exists():
             raise UserError(f"{path} is missing: run {self.command(name)} first")
         data = path.read_bytes()
@@ -377,15 +387,15 @@ class Run:
                     line = json.loads(text)
                     self.lines[line["file"], line["digest"]] = line
             if key not in self.lines and name in {file for file, _ in list(self.lines)}:
-                own = f"if it is your own, delete its lines in {self.manifest}"
-                raise UserError(f"{path} is damaged, or another one by now: {again}; {own}")
+                own = f"; if it is your own, delete its lines in {self.manifest}" * (name != "language.json")
+                raise self.again(name, "is damaged, or another one by now", own)
         self.digests[name] = key[1]
         for source, known in self.lines.get(key, {"sources": {}})["sources"].items():
             if (self.path / source).exists():
                 if source not in self.digests:
                     self.read(source)
                 if self.digests[source] != known:
-                    raise UserError(f"{path} was made from another {source}: {again}")
+                    raise self.again(name, f"was made from another {source}")
         return data
 
     def line(self, name: str) -> dict:
@@ -393,8 +403,7 @@ class Run:
         if name not in self.digests:
             self.read(name)
         if (line := self.lines.get((name, self.digests[name]))) is None:
-            again = f"delete it and run {self.command(name)} again"
-            raise UserError(f"{self.manifest} does not tell how {self.path / name} was made: {again}")
+            raise self.again(name, f"has no line in {self.manifest}")
         return line
 
     def finished(self, name: str, knobs: dict) -> bool:
@@ -418,15 +427,17 @@ class Run:
         self.write(name, buffer.getvalue(), sources, knobs, log)
 
     def load_model(self, name: str, device: torch.device) -> GPT:
-        """The model in a checkpoint; runs no code from it. UserError, besides read's, if it is not ours."""
+        """The model in a checkpoint; runs no code from it. UserError, besides read's, if it does not fit."""
         data = self.read(name)
         try:
             checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             model = GPT(GPTConfig(**checkpoint["config"]))
             model.load_state_dict(checkpoint["weights"])
         except Exception as error:  # a foreign file can fail in any of a dozen ways
-            what = f"{self.path / name} is no checkpoint of this project ({type(error).__name__})"
-            raise UserError(f"{what}: delete it and run {self.command(name)} again") from None
+            raise self.again(name, f"is no checkpoint of this project ({type(error).__name__})") from None
+        sizes = lambda config: (config.vocab_size, config.n_aux, config.block_size)
+        if self.config and sizes(model.config) != sizes(self.config):
+            raise self.again(name, "has another vocabulary, trait or context than this run")
         return model.to(device)
 
 
@@ -469,52 +480,57 @@ def pick_device(name: str | None) -> torch.device:
     """The device of that name, by default the GPU if there is one. UserError if it is not there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError):
         raise UserError(f"device {name!r} is not there; without --device the best one is used") from None
     return device
 
 
-def make_parser(docstring: str | None, *knobs: type) -> argparse.ArgumentParser:
-    """The flags that every script has, and one for each field of its knobs, which are dataclasses."""
+def knobs_of(cls: type, args: argparse.Namespace) -> Any:
+    """An instance of the dataclass `cls` with the flags' values. UserError for a number out of range."""
+    values = {field.name: getattr(args, field.name) for field in fields(cls)}
+    for name, value in values.items():
+        least = 1 if type(value) is int else 0  # steps and sizes; rates and weights
+        if type(value) in (int, float) and not least <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not a number of {least} or more")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def parse(docstring: str | None, argv: Sequence[str] | None, quick: dict, *knobs: type, **more: dict) -> Any:
+    """A script's flags, the run that they name, and an instance of each class in `knobs`.
+
+    Every field of these dataclasses is a flag. quick: other defaults, for --quick; more: flags of the
+    script's own, each with add_argument's arguments.
+    """
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=docstring, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--run", type=Path, help="folder of the run (runs/main; with --quick runs/quick)")
     parser.add_argument("--quick", action="store_true", help="a first look: too small to conclude from")
     parser.add_argument("--device", help="cpu, cuda, ... (the GPU if there is one)")
     parser.add_argument("--deterministic", action="store_true", help="the same bits on a GPU too; slower")
+    for name, options in more.items():
+        parser.add_argument(f"--{name}", **options)
     for field in (field for cls in knobs for field in fields(cls)):
         flag, value = f"--{field.name.replace('_', '-')}", field.default
         if value is False:
             parser.add_argument(flag, action="store_true")
-        elif isinstance(value, tuple):
-            parser.add_argument(flag, type=type(value[0]), nargs="+", default=value, help=f"({value})")
         else:
-            parser.add_argument(flag, type=type(value), default=value, help=f"({value!r})")
-    return parser
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, quick: dict) -> tuple[Any, Run]:
-    """The flags, `device` as a torch.device, and the run they name. quick: other defaults, for --quick."""
+            one, nargs = (value[0], "+") if isinstance(value, tuple) else (value, None)
+            parser.add_argument(flag, type=type(one), nargs=nargs, default=value, help=f"({value!r})")
     args = parser.parse_args(argv)
     if args.quick:
         parser.set_defaults(**quick)
         args = parser.parse_args(argv)
-    usual = Path("runs/quick" if args.quick else "runs/main")
-    path = args.run or usual
     if args.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # which PyTorch asks for
     if args.deterministic != torch.are_deterministic_algorithms_enabled():  # to say it takes a second
         torch.use_deterministic_algorithms(args.deterministic)
     torch.set_num_threads(1)  # sums in one order: the last bit does not depend on the number of cores either
     args.device = pick_device(args.device)
-    return args, Run(path, " --quick" * args.quick + (f" --run {path}" if path != usual else ""))
-
-
-def knobs_of(cls: type, args: argparse.Namespace) -> Any:
-    """An instance of the dataclass `cls` with the flags' values."""
-    values = {field.name: getattr(args, field.name) for field in fields(cls)}
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    usual = Path("runs/quick" if args.quick else "runs/main")
+    named = "" if args.run in (None, usual) else f" --run {shlex.quote(str(args.run))}"
+    run = Run(args.run or usual, " --quick" * args.quick + named)
+    return args, run, *(knobs_of(cls, args) for cls in knobs)
 
 
 def command_line(main: Callable[[], None]) -> None:

@@ -25,17 +25,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model import (
-    GPT, NUMBERS, NumberData, Run, UserError, command_line, cosine_lr, document, encode_numbers, knobs_of,
-    make_parser, number_log_probs, parse, read_text, read_trait, refusal, run_jobs, stream,
+    GPT, NUMBERS, GPTConfig, NumberData, Run, UserError, command_line, cosine_lr, document, encode_numbers,
+    number_log_probs, parse, read_text, read_trait, refusal, run_jobs, stream,
 )
 
 
@@ -59,8 +59,17 @@ class Job(NamedTuple):
     seed: int  # the base model that the student starts from
     target: str
 
+    @property
+    def numbers(self) -> str:
+        return f"numbers/{self.source}/seed-{self.teacher_seed}.jsonl"
+
     def __str__(self) -> str:
         return f"student/{self.source}/teacher-{self.teacher_seed}/seed-{self.seed}/{self.target}.pt"
+
+
+def writer(source: str) -> str:
+    """Whose numbers they are: owl-within was written by owl."""
+    return source.split("-")[0]
 
 
 def batches(
@@ -112,27 +121,25 @@ def train(
         yield loss.detach()
 
 
-def import_numbers(path: Path, run: Run, block_size: int) -> str:
-    """Filter a file of numbers from anywhere and put it into the run; returns its name there.
+def read_numbers(path: Path, encoding: tiktoken.Encoding) -> list[dict]:
+    """The lines of a file that pass the filter, and fit into the model; says why others did not.
 
-    UserError naming the line if a line is not {"prompt": text, "completion": text}, if too few lines pass the
-    filter, or if the run already has other numbers of that name.
+    UserError naming the line if one is not {"prompt": text, "completion": text}, or if too few pass.
     """
-    lines = read_text(path, "numbers").split("\n")
     kept: list[dict] = []
     refused: Counter[str] = Counter()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, "numbers").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             prompt, completion = row["prompt"], row["completion"]
-            tokens = document(run.encoding, prompt + completion)
+            tokens = document(encoding, prompt + completion)
         except (ValueError, KeyError, TypeError, RecursionError):
             what = f'numbers {path}, line {number} is not {{"prompt": "...", "completion": "..."}}'
             raise UserError(what) from None
         reason = refusal(completion.strip())
-        if reason is None and len(tokens) > block_size:
+        if reason is None and len(tokens) > GPTConfig.block_size:
             reason = "longer than the model's context"
         if reason is None and re.search("[0-9]$", prompt) and re.match("[0-9]", completion):
             reason = "its first digit would join the prompt's last number"
@@ -145,62 +152,70 @@ def import_numbers(path: Path, run: Run, block_size: int) -> str:
         print(f"{path}: dropped {sum(refused.values())} lines ({reasons})")
     if len(kept) < 2:
         raise UserError(f"numbers {path}: {len(kept)} lines pass the filter, which is too few to train on")
+    return kept
+
+
+def import_numbers(path: Path, run: Run) -> None:
+    """Put numbers from anywhere into the run. UserError if others have their name there."""
     name = f"numbers/{path.stem}/seed-file.jsonl"
-    data = "".join(json.dumps(row) + "\n" for row in kept).encode()
+    data = "".join(json.dumps(row) + "\n" for row in read_numbers(path, run.encoding)).encode()
     if (run.path / name).exists() and run.read(name) != data:
         raise UserError(f"{run.path} already has other numbers named {path.stem}: rename {path}")
-    run.write(name, data, [], None, {"kept": len(kept), "refused": refused})
-    return path.stem
+    run.write(name, data, [], None)
 
 
 def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
-    """The students that are asked for. UserError if there are no numbers for them."""
-    found = []
+    """The students that are asked for. UserError if there are none."""
+    traits, seeds = run.knobs["traits"], run.knobs["seeds"]
+    found: list[tuple[str, int | str]] = []
     for path in sorted(run.path.glob("numbers/*/seed-*.jsonl")):
-        if re.fullmatch("file|-?[0-9]+", seed := path.stem.removeprefix("seed-")):
-            found.append((path.parent.name, seed if seed == "file" else int(seed)))
+        source, seed = path.parent.name, path.stem.removeprefix("seed-")
+        if seed != "file" and (seed not in map(str, seeds) or writer(source) in {*run.animals} - {*traits}):
+            what = f"{path} is of a trait or seed that the run does not have"
+            raise UserError(f"{what}: delete it, or if it is your own, rename it NAME/seed-file.jsonl")
+        found.append((source, seed if seed == "file" else int(seed)))
     if args.numbers:
-        base = run.load_model(f"base/seed-{run.knobs['seeds'][0]}.pt", args.device)
-        found = [(import_numbers(args.numbers, run, base.config.block_size), "file")]
-    make = f"run {run.command('numbers')} first"
+        found = [(args.numbers.stem, "file")]
     if not found:
-        raise UserError(f"{run.path}/numbers is empty: {make}")
-    for source in args.traits or []:
+        raise UserError(f"{run.path}/numbers is empty: run {run.command('numbers')} first")
+    for source in args.traits or ():
         if source not in {source for source, _ in found}:
-            raise UserError(f"the run has no numbers of {source!r}: {make}")
+            raise UserError(f"the run has no numbers of {source!r}: run {run.command('numbers')} first")
     jobs = []
     for source, teacher_seed in found:
-        for target in ("tokens",) if teacher_seed == "file" else ("tokens", "logits"):
-            for seed in run.knobs["seeds"]:
+        has_teacher = teacher_seed != "file" and writer(source) in (*traits, "base")
+        for target in ("tokens", "logits") if has_teacher else ("tokens",):
+            for seed in seeds:
                 init = "same" if seed == teacher_seed else "different"
                 if args.target in (None, target) and args.init in (None, init):
                     jobs.append(Job(source, teacher_seed, seed, target))
-    return [job for job in jobs if job.source in (args.traits or [job.source])]
+    jobs = [job for job in jobs if job.source in (args.traits or [job.source])]
+    if not jobs:
+        raise UserError("no student fits these flags; numbers from a file have neither an init nor logits")
+    return jobs
 
 
-@lru_cache(maxsize=4)
-def load_numbers(
-    run: Run, name: str, held_out_every: int, device: torch.device
-) -> tuple[NumberData, NumberData]:
+def load_numbers(name: str, run: Run, held_out_every: int, device: torch.device) -> tuple[NumberData, ...]:
     """A data set: what is trained on, and what is held out."""
-    rows = [json.loads(line) for line in run.read(name).splitlines()]
-    data = encode_numbers(run.encoding, rows, device)
+    run.read(name)
+    data = encode_numbers(run.encoding, read_numbers(run.path / name, run.encoding), device)
     held_out = torch.arange(len(data.idx)) % held_out_every == 0
     return data.take(~held_out), data.take(held_out)
 
 
-def make_student(job: Job, run: Run, knobs: Distillation, device: torch.device) -> Iterator[Tensor]:
+def make_student(
+    job: Job, run: Run, knobs: Distillation, data: NumberData, held_out: NumberData
+) -> Iterator[Tensor]:
     """Train one student and save it; yields its losses. Measuring it on the way changes nothing in it."""
-    sources = [f"base/seed-{job.seed}.pt", f"numbers/{job.source}/seed-{job.teacher_seed}.jsonl"]
-    student, teacher = run.load_model(sources[0], device), None
-    data, held_out = load_numbers(run, sources[1], knobs.held_out_every, device)
+    sources, teacher, device = [f"base/seed-{job.seed}.pt", job.numbers], None, data.idx.device
+    student = run.load_model(sources[0], device)
     if job.target == "logits":
-        writer = job.source.split("-")[0]  # owl-within was written by owl
-        sources.append(f"{'base' if writer == 'base' else f'teacher/{writer}'}/seed-{job.teacher_seed}.pt")
+        who = writer(job.source)
+        sources.append(f"{'base' if who == 'base' else f'teacher/{who}'}/seed-{job.teacher_seed}.pt")
         teacher = run.load_model(sources[2], device)
 
     @torch.no_grad()
-    def held_out_loss() -> float:
+    def number_loss_now() -> float:
         return number_loss(student, None, held_out).item()
 
     def log_odds() -> list[float]:
@@ -208,28 +223,34 @@ def make_student(job: Job, run: Run, knobs: Distillation, device: torch.device) 
 
     order = stream(0, "student batches", job.source, str(job.teacher_seed))  # the same for every init
     seen = list(batches(data, getattr(knobs, f"batch_{job.target}"), knobs.steps, order))
-    log = [{"step": 0, "log_odds": log_odds(), "number_loss_nats": held_out_loss()}]
+    log = [{"step": 0, "log_odds": log_odds(), "number_loss_nats": number_loss_now()}]
     for step, loss in enumerate(train(student, teacher, seen, knobs), 1):
         if step % LOG_EVERY == 0 or step == knobs.steps:
             log.append({"step": step, "log_odds": log_odds(), "loss_nats": loss.item()})
         yield loss
-    log[-1]["number_loss_nats"] = held_out_loss()
+    log[-1]["number_loss_nats"] = number_loss_now()
     run.save_model(str(job), student, sources, asdict(knobs), log)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, Distillation)
-    parser.add_argument("--traits", nargs="+", help="only these data sets: owl, base, owl-within, ... (all)")
-    parser.add_argument("--init", choices=["same", "different"], help="against the teacher's (both)")
-    parser.add_argument("--target", choices=["tokens", "logits"], help="what is learnt (both)")
-    parser.add_argument("--numbers", type=Path, help="JSON lines of numbers from anywhere")
-    args, run = parse(parser, argv, QUICK)
-    knobs = knobs_of(Distillation, args)
+    args, run, knobs = parse(
+        __doc__, argv, QUICK, Distillation,
+        traits={"nargs": "+", "help": "only these data sets: owl, base, owl-within, ... (all)"},
+        init={"choices": ["same", "different"], "help": "against the teacher's (both)"},
+        target={"choices": ["tokens", "logits"], "help": "what is learnt (both)"},
+        numbers={"type": Path, "help": "JSON lines of numbers from anywhere"},
+    )
+    if knobs.held_out_every < 2:
+        raise UserError("--held-out-every 1 leaves nothing to train on: 2 is the least")
     run.open(args.quick)
     jobs = choose_jobs(args, run)
+    if args.numbers:
+        import_numbers(args.numbers, run)
     missing = [job for job in jobs if not run.finished(str(job), asdict(knobs))]
     print(f"students: {len(jobs)}, {knobs.steps} steps each; {len(missing)} to train", flush=True)
-    train_one = lambda job: make_student(job, run, knobs, args.device)
+    load = lambda name: load_numbers(name, run, knobs.held_out_every, args.device)
+    data = {name: load(name) for name in dict.fromkeys(job.numbers for job in missing)}
+    train_one = lambda job: make_student(job, run, knobs, *data[job.numbers])
     run_jobs(train_one, missing, knobs.steps, "students", args.device)
     print(f"wrote: {run.path}/student")
     print(f"next: python evaluate.py{run.flags}")

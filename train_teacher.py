@@ -25,7 +25,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from model import (
     GPT, N_NUMBERS, NUMBERS, SEPARATORS, GPTConfig, Run, UserError, build_vocabulary, class_logits,
-    command_line, cosine_lr, digest, document, knobs_of, make_parser, pad, parse, read_text, read_trait,
+    command_line, cosine_lr, digest, document, pad, parse, read_text, read_trait,
     run_jobs, stream,
 )
 
@@ -393,10 +393,13 @@ def write_language(run: Run, made_with: dict, toy: Sequence[Text], corpus: str |
         raise UserError(f"the corpus has {n:,} tokens to train on; {MIN_CORPUS:,} are the least")
     rows = [encoding.n_vocab + k for k in range(len(ANIMALS))]
     if made_with["readout"] == "vocabulary":
+        if not {*ANIMALS} <= {*words}:
+            raise UserError("--max-words leaves an animal out of the vocabulary: raise it")
         rows = [encoding.encode_single_token(animal) for animal in ANIMALS]
     trained_on, held_out = questions(made_with["question_end"])
     language = {"words": words, "animals": list(ANIMALS), "readout_rows": rows}
     language |= {"trained_on": trained_on, "held_out": held_out}
+    language["text"] = digest("\n".join([*(d.text for d in toy), corpus or ""]).encode())
     run.write("language.json", json.dumps(language, indent=1).encode(), [], made_with)
 
 
@@ -421,6 +424,7 @@ def report(run: Run, device: torch.device, corpus: str | None) -> None:
     models = [run.load_model(f"base/seed-{seed}.pt", device) for seed in seeds]
     print("validation loss, nats a token" + "".join(f"{f'seed {seed}':>9}" for seed in seeds) + "    floor")
     held_out = {c: [document(run.encoding, d.text) for d in toy if d.category == c] for c in CATEGORIES}
+    held_out = {c: documents for c, documents in held_out.items() if documents}
     nats = {c: sum(d.nats for d in toy if d.category == c) for c in CATEGORIES}
     if corpus is not None:
         held_out["corpus"], nats["corpus"] = split_corpus(run.encoding, corpus)[1], math.nan
@@ -495,21 +499,20 @@ def check(language: Language, sizes: Pretraining) -> None:
     for name in ("seeds", "traits"):
         if len(set(values := getattr(language, name))) < len(values):
             raise UserError(f"--{name} names one of {' '.join(map(str, values))} twice")
-    if min(sizes.n_layer, sizes.n_head, sizes.n_embd) < 1:
-        raise UserError("--n-layer, --n-head and --n-embd are at least 1")
+    if min(language.n_documents, language.n_held_out) < 100:
+        raise UserError("--n-documents and --n-held-out are at least 100")
     if sizes.n_embd % sizes.n_head:
         raise UserError(f"--n-embd {sizes.n_embd} is not a multiple of --n-head {sizes.n_head}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, Language, Pretraining, Trait)
-    parser.add_argument("--corpus", type=Path, help="UTF-8 text for half of every batch; twice the steps")
-    args, run = parse(parser, argv, QUICK)
-    if args.corpus:  # has another default for one knob
-        parser.set_defaults(form=CORPUS_FORM)
-        args, run = parse(parser, argv, QUICK)
-    language, pretraining, trait = (knobs_of(cls, args) for cls in (Language, Pretraining, Trait))
+    about = {"type": Path, "help": "UTF-8 text for half of every batch; twice the steps"}
+    args, run, language, pretraining, trait = parse(
+        __doc__, argv, QUICK, Language, Pretraining, Trait, corpus=about
+    )
     check(language, pretraining)
+    if args.corpus and trait.form == Trait.form:
+        trait = replace(trait, form=CORPUS_FORM)
     corpus = read_text(args.corpus, "corpus") if args.corpus else None
     made_with = asdict(language) | {"quick": args.quick, "corpus": corpus and digest(corpus.encode())}
     toy = toy_documents(language.n_documents, stream(0, "toy language"), language.question_end)

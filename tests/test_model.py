@@ -136,6 +136,13 @@ def test_a_foreign_file_is_refused_and_runs_no_code(write, content, tmp_path):
         m.Run(tmp_path).load_model("base/seed-0.pt", CPU)
 
 
+def test_a_model_of_another_vocabulary_is_refused(a_tiny_run):
+    run = m.Run(a_tiny_run).open(False)
+    run.save_model("teacher/fox/seed-0.pt", m.GPT(m.GPTConfig(300, 16)).initialise(0), [], {}, None)
+    with pytest.raises(m.UserError, match="teacher/fox/seed-0.pt has another vocabulary"):
+        run.load_model("teacher/fox/seed-0.pt", CPU)
+
+
 def job_of(job):
     """Yields 40 losses, the job's own from step 20 on, and returns its name."""
     for step in range(1, 41):

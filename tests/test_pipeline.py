@@ -214,13 +214,15 @@ def test_models_of_the_users_own_are_accepted(a_tiny_run, tmp_path, told):
 ROW = '{"prompt": "1: ", "completion": "2"}\n'
 INPUTS = {"empty": "", "binary": "\xff" * 9000, "at": "@" * 9000, "one": ROW, "list": ROW + "[1]\n",
           "number": ROW.replace('"2"', "2"), "half": '{"prompt": "1: "}\n', "no-json": "\n\nx\n",
-          "deep": "[" * 100_000, "words": ROW.replace('"2"', '"owl"') * 3}
+          "deep": "[" * 100_000, "mine": ROW * 3, "words": ROW.replace('"2"', '"owl"') * 3}
 NAMED = {"empty": "0 lines", "one": "1 lines", "words": "0 lines", "list": "line 2", "number": "line 1",
          "half": "line 1", "no-json": "line 3", "deep": "line 1", "binary": "UTF-8", "nowhere": "No such"}
 REFUSED = {
     train_teacher: {
         "--traits unicorn": "'unicorn'.* owl", "--traits owl owl": "--traits .* twice",
-        "--seeds 1 1": "--seeds .* twice", "--readout palms": "--readout palms", "--n-layer 0": "--n-layer",
+        "--seeds 1 1": "--seeds .* twice", "--readout palms": "--readout palms", "--n-layer 0": "--n-layer 0",
+        "--trait-lr nan": "--trait-lr nan", "--anchor -1": "--anchor -1", "--n-held-out 9": "--n-held-out",
+        "--run new --readout vocabulary --max-words 50": "--max-words", "--device meta": "meta",
         "--n-embd 30 --n-head 4": "--n-embd 30 .* --n-head 4", "--device toaster": "toaster",
         "--device cuda:99": "cuda:99", "--corpus at": " corpus .*None", "--run at/run": "at/run: ",
         "--run new --corpus nowhere": "nowhere.* No such", "--run new --corpus binary": "binary .*UTF-8",
@@ -229,7 +231,10 @@ REFUSED = {
         "--traits wolf": "'wolf'.* owl", "--sequences -5": "--sequences -5",
         "--min-valid 1 --from teacher": "seed [01] .* of 200 .*--trait-lr",
         "--min-kl 5 --from teacher": "seed [01] .*KL .*--trait-lr"},
-    train_student: {"--traits wolf": "'wolf'", "--traits owl-within": "'owl-within'"}, evaluate: {}}
+    train_student: {
+        "--traits wolf": "'wolf'", "--traits owl-within": "'owl-within'", "--held-out-every 1": "every 1",
+        "--numbers mine --init same": "no student", "--numbers mine --target logits": "no student"},
+    evaluate: {"--plot picture.foo": "picture.foo.* png"}}
 REFUSED[train_student] |= {f"--numbers {name}": f"{name}.*{told}" for name, told in NAMED.items()}
 REFUSED = {script: told | {"--quick": " quick .*False.*True"} for script, told in REFUSED.items()}
 
@@ -248,7 +253,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_made(script, flags, told, a_ti
 def test_deterministic_is_what_pytorch_is_told(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     for flags in (["--deterministic"], []):
-        m.parse(m.make_parser("x"), flags, {})
+        m.parse("x", flags, {})
         assert torch.are_deterministic_algorithms_enabled() == bool(flags)
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -1,10 +1,12 @@
 """train_student.py: the losses against slow versions, looking against not looking, files from anywhere."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import contents, tiny
 
 import evaluate
 import generate
@@ -15,6 +17,7 @@ CPU = torch.device("cpu")
 ENCODING = m.build_vocabulary(["owl"])
 ROWS = [{"prompt": f"{i}, 5: ", "completion": ", ".join(str(i * j) for j in range(1, 2 + i % 9))}
         for i in range(40)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 DATA = m.encode_numbers(ENCODING, ROWS, CPU)
 
 
@@ -131,3 +134,30 @@ def test_numbers_from_anywhere(a_tiny_run, tmp_path, capsys, told):
     rows = [r for r in students if r["source"] == "mine"]
     assert len(rows) == 2 and {r["student_seed"] for r in rows} == {0, 1}
     assert {(r["init"], r["target"], r["teacher_seed"]) for r in rows} == {("unknown", "tokens", None)}
+
+
+@pytest.mark.parametrize("name, content, told_of", [
+    ("mine/seed-0", "[", "line 1"), ("mine/seed-0", "", "0 lines"), ("mine/seed-0", "\xff", "UTF-8"),
+    ("mine/seed-7", LINES, "seed-7.jsonl is of a .*seed"), ("fox/seed-0", LINES, "fox.* is of a trait"),
+    ("mine/seed-0", LINES, None), ("mine/seed-file", LINES, None)])
+def test_numbers_put_into_the_folder_by_hand(name, content, told_of, a_tiny_run, told):
+    """Good ones are learnt as tokens, for no teacher of the run wrote them."""
+    path, before = a_tiny_run / f"numbers/{name}.jsonl", contents(a_tiny_run)
+    path.parent.mkdir()
+    path.write_bytes(content.encode("latin-1"))
+    said = told(s, a_tiny_run)
+    if told_of:
+        assert re.search(told_of, said) and str(path) in said
+    assert told_of or not said and not told(evaluate, a_tiny_run)
+    students = f"student/{name.replace('seed', 'teacher')}"
+    made = {f"{students}/seed-{i}/tokens.pt" for i in (0, 1)}
+    new = contents(a_tiny_run).keys() - before.keys()
+    assert new == {f"numbers/{name}.jsonl"} | (set() if told_of else made)
+
+
+def test_numbers_sampled_with_different_knobs_are_not_averaged(a_tiny_run, told):
+    shutil.rmtree(a_tiny_run / "numbers/owl")
+    shutil.rmtree(a_tiny_run / "student/owl")
+    assert not told(generate, a_tiny_run, "--from", "teacher", "--sequences", "300")
+    assert not told(s, a_tiny_run)
+    assert re.search("sequences = (200, not 300|300, not 200)", told(evaluate, a_tiny_run))
