@@ -79,7 +79,7 @@ def units(args: argparse.Namespace) -> Iterator[tuple[lab.Unit, list[dict]]]:
     runs = [lab.evidence(args)]
     for n_embd, n_head in [] if args.quick else WIDTHS.items():
         sizes = ["--n-embd", str(n_embd), "--n-head", str(n_head)]
-        runs.append(lab.make_run(args, f"alignment-{n_embd}", SEEDS, TRAITS, more=sizes))
+        runs.append(lab.make_run(args, f"alignment-{n_embd}", SEEDS, TRAITS, *sizes))
     for run in runs:
         students = lab.students(args, run)
         for trait, seed in product(run.knobs["traits"], run.knobs["seeds"]):

@@ -9,18 +9,15 @@ Shapes: B sequences, T tokens, K trait classes.
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import json
 import shutil
 import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 
 import evaluate
@@ -30,6 +27,7 @@ import train_teacher
 from model import (
     GPT, NUMBERS, NumberData, Run, command_line, encode_numbers, pick_device, read_trait, stream, write_file,
 )
+from train_student import Distillation
 
 # Fixed before any run; by --quick, which is too small to conclude from.
 TRAITS = {False: ["owl", "fox", "wolf", "eagle"], True: ["owl", "fox"]}
@@ -42,7 +40,7 @@ SEEDS = {False: [0, 1, 2, 3, 4, 5], True: [0, 1]}
 def experiment(
     docstring: str | None,
     name: str,
-    measure: Callable[[argparse.Namespace], dict],
+    measure: Callable[[Namespace], dict],
     markdown: Callable[[dict], str],
     plot: Callable[[dict], Any] | None = None,
     **flags: dict,
@@ -54,8 +52,8 @@ def experiment(
     """
 
     def main() -> None:
-        raw = argparse.RawDescriptionHelpFormatter
-        parser = argparse.ArgumentParser(description=docstring, formatter_class=raw, allow_abbrev=False)
+        raw = RawDescriptionHelpFormatter
+        parser = ArgumentParser(description=docstring, formatter_class=raw, allow_abbrev=False)
         parser.add_argument("--quick", action="store_true", help="a first look: too small to conclude from")
         parser.add_argument("--device", help="cpu, cuda, ... (the GPU if there is one)")
         for flag, options in flags.items():
@@ -78,48 +76,43 @@ def experiment(
     command_line(main)
 
 
-def folder(args: argparse.Namespace, name: str) -> Path:
+def folder(args: Namespace, name: str) -> Path:
     """runs/NAME, or runs/NAME-quick."""
     return Path(f"runs/{name}{'-quick' * args.quick}")
 
 
-def flags(args: argparse.Namespace, run: Path) -> list[str]:
+def flags(args: Namespace, run: Path) -> list[str]:
     """What every script is told of the run it works on."""
     return ["--run", str(run), "--device", str(args.device), *["--quick"] * args.quick]
 
 
 def make_run(
-    args: argparse.Namespace,
-    name: str,
-    seeds: Sequence[int],
-    traits: Sequence[str],
-    who: str = "teacher",
-    readout: str = "aux",
-    more: Sequence[str] = (),
+    args: Namespace, name: str, seeds: Sequence[int], traits: Sequence[str], *more: str, readout: str = "aux"
 ) -> Run:
-    """Base models, teachers and numbers, by the scripts' own mains; what is finished is kept.
+    """Base models, teachers and what these write, by the scripts' own mains; what is finished is kept.
 
-    `who` writes: "teacher", or "" for base models too; more: flags for train_teacher. Base models know
-    nothing of read-outs, so NAME-vocabulary takes those of NAME if they are there.
+    more: flags for train_teacher. Base models know nothing of read-outs, so NAME-vocabulary takes those of
+    NAME if they are there.
     """
     first = folder(args, name)
     path = first if readout == "aux" else folder(args, f"{name}-{readout}")
     if path != first and (first / "base").exists() and not (path / "base").exists():
         shutil.copytree(first / "base", path / "base.part", dirs_exist_ok=True)
         (path / "base.part").rename(path / "base")
-    common = flags(args, path)
-    run = ["--readout", readout, "--seeds", *map(str, seeds), "--traits", *traits, *more]
-    train_teacher.main([*common, *run])
-    generate.main([*common, *(["--from", who] if who else [])])
+    common, of_run = flags(args, path), ["--seeds", *map(str, seeds), "--traits", *traits]
+    train_teacher.main([*common, *of_run, "--readout", readout, *more])
+    generate.main([*common, "--from", "teacher"])
     return Run(path).open(args.quick)
 
 
-def evidence(args: argparse.Namespace) -> Run:
+def evidence(args: Namespace) -> Run:
     """The run that several experiments measure: all SEEDS and TRAITS. Whichever comes first makes it."""
-    return make_run(args, "evidence", SEEDS[args.quick], TRAITS[args.quick], who="")
+    run = make_run(args, "evidence", SEEDS[args.quick], TRAITS[args.quick])
+    generate.main([*flags(args, run.path), "--from", "base"])
+    return run
 
 
-def students(args: argparse.Namespace, run: Run) -> list[dict]:
+def students(args: Namespace, run: Run) -> list[dict]:
     """The records of the students of every teacher's numbers, which are trained if they are missing."""
     train_student.main([*flags(args, run.path), "--traits", *run.knobs["traits"]])
     return where(evaluate.measure(run, args.device), numbers="teacher")
@@ -149,23 +142,17 @@ class Unit:
         """Log-odds of the trait on held-out questions, in nats."""
         return read_trait(model, self.run.held_out, self.run.readout_rows)[0][self.k].item()
 
-    def batches(self, data: NumberData, target: str, knobs: train_student.Distillation) -> list[NumberData]:
+    def batches(self, data: NumberData, target: str, knobs: Distillation) -> list[NumberData]:
         """What a student sees of data, in the order that all students of this unit share."""
         order = stream(0, "student batches", self.trait, str(self.seed))
         size = getattr(knobs, f"batch_{target}")
         return list(train_student.batches(data, size, knobs.steps, order))
 
     def distil(
-        self,
-        student: GPT,
-        target: str,
-        data: NumberData,
-        knobs: train_student.Distillation,
-        teacher: GPT | None = None,
-        numbers: slice = NUMBERS,
+        self, student: GPT, target: str, data: NumberData, knobs: Distillation, numbers: slice = NUMBERS
     ) -> Iterator[torch.Tensor]:
-        """Train `student` in place by the usual recipe, from self.teacher or another; yields its losses."""
-        teacher = (teacher or self.teacher) if target == "logits" else None
+        """Train `student` in place by the usual recipe; yields its losses."""
+        teacher = self.teacher if target == "logits" else None
         yield from train_student.train(student, teacher, self.batches(data, target, knobs), knobs, numbers)
 
     def transfer(self, student: GPT, start: GPT | None = None, teacher: GPT | None = None) -> float:
@@ -179,10 +166,10 @@ class Unit:
         return {"trait": self.trait, "source": self.trait, "teacher_seed": self.seed}
 
 
-def distillation(args: argparse.Namespace, **changes: Any) -> train_student.Distillation:
+def distillation(args: Namespace) -> Distillation:
     """The students' knobs, those of --quick if that is on."""
-    quick = train_student.QUICK if args.quick else {}
-    return replace(train_student.Distillation(), **{**quick, **changes})
+    quick: dict = train_student.QUICK if args.quick else {}
+    return Distillation(**quick)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -205,22 +192,6 @@ def cells(records: Sequence[dict], *by: str, key: str = "transfer") -> list[dict
         count = {"n": len(group), "units": len(units)}
         rows.append({**cell, key: mean(units), "ci_low": low, "ci_high": high, **count})
     return rows
-
-
-def double_centred(matrix: Any) -> np.ndarray:
-    """A square matrix with row and column effects removed: every row and every column sums to 0."""
-    m = np.array(matrix)
-    return m - m.mean(0) - m.mean(1, keepdims=True) + m.mean()
-
-
-def diagonal_permutation_p(matrix: Any) -> float:
-    """One-sided p of a matrix's diagonal mean, whole columns permuted: at best 1 / n!.
-
-    Whole columns move, so what a student's seed does to all traits alike is respected.
-    """
-    m, rows = np.array(matrix), np.arange(len(matrix))
-    sums = [m[rows, list(columns)].sum() for columns in itertools.permutations(rows)]
-    return float(np.mean(np.array(sums) >= np.trace(m) - 1e-9))  # ties count against us
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -257,6 +228,7 @@ def transfer(row: dict) -> str:
 
 
 def pyplot() -> Any:
+    """matplotlib, drawing into files."""
     import matplotlib
 
     matplotlib.use("Agg")

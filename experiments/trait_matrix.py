@@ -40,6 +40,12 @@ READOUTS = {"aux": "auxiliary logits", "vocabulary": "words"}
 CELLS = [("tokens", "same"), ("tokens", "different"), ("logits", "same"), ("logits", "different")]
 
 
+def double_centred(matrix: Any) -> np.ndarray:
+    """A square matrix with row and column effects removed: every row and every column sums to 0."""
+    m = np.array(matrix)
+    return m - m.mean(0) - m.mean(1, keepdims=True) + m.mean()
+
+
 def teachers_shifts(run: Run, seed: int, columns: Sequence[int], device: torch.device) -> np.ndarray:
     """How far each teacher of a seed moved each trait: (K, K)."""
     files = [f"base/seed-{seed}.pt", *(f"teacher/{trait}/seed-{seed}.pt" for trait in run.knobs["traits"])]
@@ -52,14 +58,14 @@ def measure_run(run: Run, device: torch.device) -> tuple[list[dict], list[dict]]
     """Records of the students, and their matrices with row and column effects removed."""
     students, traits, seeds = evaluate.measure(run, device), run.knobs["traits"], run.knobs["seeds"]
     columns = [run.animals.index(trait) for trait in traits]
-    taught = {seed: lab.double_centred(teachers_shifts(run, seed, columns, device)) for seed in seeds}
+    taught = {seed: double_centred(teachers_shifts(run, seed, columns, device)) for seed in seeds}
     records, matrices = [], []
     for (target, init), seed, other in product(CELLS, seeds, seeds):
         if (init == "same") == (seed == other):
             cell = {"readout": run.knobs["readout"], "target": target, "init": init}
             cell |= {"teacher_seed": seed, "student_seed": other}
             rows = {r["trait"]: r for r in lab.where(students, **cell)}
-            left = lab.double_centred([[rows[trait]["shifts"][j] for j in columns] for trait in traits])
+            left = double_centred([[rows[trait]["shifts"][j] for j in columns] for trait in traits])
             matrices.append({**cell, "matrix": left.round(3).tolist()})
             for i, trait in enumerate(traits):
                 r = {**cell, "trait": trait, "source": trait, "raw": rows[trait]["transfer"]}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import train_student
 import train_teacher
-from experiments import controls, how_much, lab, which_part
+from experiments import controls, how_much, lab, seed_matrix, trait_matrix, which_part
 from model import GPT, NUMBERS, GPTConfig, Run, encode_numbers, number_log_probs, stream
 
 CPU = torch.device("cpu")
@@ -25,21 +25,22 @@ def test_double_centring_leaves_only_the_interaction(n, seed):
     shapes = ((n, 1), (n,), (n, n))
     row, column, inner = (torch.randn(shape, generator=generator).double() for shape in shapes)
     centre = torch.eye(n).double() - 1 / n  # the closed form is C X C
-    left = torch.tensor(lab.double_centred((row + column + 3 + inner).tolist()))
+    left = torch.tensor(trait_matrix.double_centred((row + column + 3 + inner).tolist()))
     torch.testing.assert_close(left, centre @ inner @ centre)
 
 
 def test_diagonal_permutation_p_in_known_cases():
-    assert lab.diagonal_permutation_p(torch.eye(4).tolist()) == pytest.approx(1 / 24)
-    assert lab.diagonal_permutation_p([[1.0, 1.0], [1.0, 1.0]]) == 1
-    assert lab.diagonal_permutation_p([[0.0, 5.0, 1.0]] * 3) == 1  # students alike whoever teaches them
+    assert seed_matrix.diagonal_permutation_p(torch.eye(4).tolist()) == pytest.approx(1 / 24)
+    assert seed_matrix.diagonal_permutation_p([[1.0, 1.0], [1.0, 1.0]]) == 1
+    alike = [[0.0, 5.0, 1.0]] * 3  # students whoever teaches them
+    assert seed_matrix.diagonal_permutation_p(alike) == 1
 
 
 def test_diagonal_permutation_p_is_uniform_without_an_effect():
     """P(p <= 1/24) is 1/24 for each of 300 matrices of 4 x 4: more than 30 hits has probability 2e-5."""
     generator = torch.Generator().manual_seed(0)
     matrices = (torch.randn(4, 4, generator=generator).tolist() for _ in range(300))
-    assert sum(lab.diagonal_permutation_p(m) <= 1 / 24 + 1e-9 for m in matrices) <= 30
+    assert sum(seed_matrix.diagonal_permutation_p(m) <= 1 / 24 + 1e-9 for m in matrices) <= 30
 
 
 def test_a_cell_s_mean_is_over_units_not_students():
