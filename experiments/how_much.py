@@ -120,9 +120,8 @@ def markdown(results: dict) -> str:
     rows = []
     for r, other in zip(*(lab.where(results["summary"], target=target) for target in TARGETS)):
         row = {"changed": r["sweep"], "to": r["x"], "tokens": lab.transfer(r), "logits": lab.transfer(other)}
-        kl = f"{r['kl_nats']:.3f}" if r["sweep"] == "strength" else ""
-        cost = {"KL": kl, "steps": round(r["steps"]), "seconds": round(r["seconds"])}
-        rows.append(row | cost)
+        row["KL"] = f"{r['kl_nats']:.3f}" if r["sweep"] == "strength" else ""
+        rows.append(row | {"steps": round(r["steps"]), "seconds": round(r["seconds"])})
     lines += [*lab.table(rows, **{key: key for key in rows[0]}), "", "Sequences for .90 by tokens: "]
     return "\n".join(lines) + f"{results['sequences_for_90_percent'] or 'more than these'}\n"
 

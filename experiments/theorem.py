@@ -58,7 +58,6 @@ LOSSES = {"squared": "-", "softmax": "--"}  # and how they are drawn
 MODELS = {"GPT": evaluate.COLOURS["same"], "MLP": evaluate.COLOURS["different"]}
 
 
-
 def teacher_step(trait_loss: Callable, theta: Tensor) -> Tensor:
     """dT = -grad L_T(theta)."""
     return -grad(trait_loss)(theta)
