@@ -3,16 +3,13 @@
     python -m experiments.alignment            # 8 minutes on 2 CPU cores, plus the run that it reads
     python -m experiments.alignment --quick    # 2 traits x 2 seeds: a minute
 
-in training  the cosine of the trait's gradient and the distillation's at every step, same init and different.
-             Kitkana & Arora (2026) report that it stays weakly positive.
-cause        the trait's gradient is projected out of every step that is taken (after AdamW, so that the step
-             itself is orthogonal to it). If transfer stops, those components carried it. Control: a random
-             direction of its own at every step.
-foresight    the cosine, at step 0, of the student's first update (minus its gradient) and the teacher's
-             displacement from its base model. Does it foretell the transfer at the end? Madl (2026) reports a
-             rank correlation of about .95. Over all students of runs/evidence, and over three widths.
-
-The trait's gradient is that of the teachers' loss, on the trained-on questions; transfer is on held-out ones.
+in training  the cosine of the distillation's gradient and the trait's (of the teachers' loss) at every step,
+             same init and different. Kitkana & Arora (2026) report that it stays weakly positive.
+cause        the trait's gradient is projected out of every step, after AdamW. If transfer stops, that part of
+             the steps carried it. Control: a random direction, another at every step.
+foresight    the cosine of the first update (minus the gradient) and the teacher's displacement from its base
+             model. Does it foretell the transfer at the end, over all students of runs/evidence and over
+             three widths? Madl (2026) reports a rank correlation of about .95.
 
 Reads    runs/evidence with its students, runs/alignment-C for C channels (made if they are missing)
 Writes   results/alignment.json, .md, .png
@@ -29,42 +26,41 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
-from torch.nn.utils import vector_to_parameters
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import evaluate
-import train_student
 from experiments import lab
 from experiments.theorem import theta_of
 from model import GPT, class_logits, run_jobs, stream
+from train_student import Distillation, number_loss
 
 TRAITS, SEEDS = ["owl", "fox"], [0, 1]  # of the watched students; fixed before any run
 TARGETS, INITS = ["tokens", "logits"], ["same", "different"]
 ARMS = ["as it is", "trait projected out", "random projected out"]
-WIDTHS = {32: 2, 96: 6}  # channels: heads; runs/evidence has 64 and 4
+WIDTHS = {32: "--n-embd 32 --n-head 2", 96: "--n-embd 96 --n-head 6"}  # runs/evidence has 64 and 4
 N_FIRST = 512  # sequences of the first update: a guess
 KEPT = ["trait", "target", "teacher_seed", "student_seed", "init", "transfer"]
 
 
 def gradient(loss: torch.Tensor, model: GPT) -> torch.Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    return parameters_to_vector(torch.autograd.grad(loss, list(model.parameters())))
 
 
-def watch(unit: lab.Unit, job: tuple, knobs: train_student.Distillation) -> Generator[Any, None, dict]:
+def watch(knobs: Distillation, unit: lab.Unit, seed: int, target: str, arm: str) -> Generator[Any, Any, dict]:
     """A student by the usual recipe, its cosine at every step; a direction is taken out of each step."""
-    *_, seed, target, arm = job
-    student, teacher = unit.start(seed), unit.teacher if target == "logits" else None
-    data, random = unit.numbers(), stream(0, "random directions", *map(str, job))
+    random = stream(0, "random directions", unit.trait, str(unit.seed), str(seed), target, arm)
+    student, data = unit.start(seed), unit.numbers()
     data = data.take(torch.arange(len(data.idx)) % knobs.held_out_every != 0)
-    batches, cosines = unit.batches(data, target, knobs), []
-    steps = train_student.train(student, teacher, batches, knobs)
-    for batch in batches:
+    steps, cosines, taken = unit.distil(student, target, data, knobs), [], {}
+    for p in student.parameters():  # keeps the gradient that a step is made from
+        p.register_post_accumulate_grad_hook(lambda p: taken.update({p: p.grad}))
+    for _ in range(knobs.steps):
         asked = class_logits(student, unit.run.trained_on, unit.run.readout_rows)  # (B, K)
         trait = gradient(-asked.log_softmax(-1)[:, unit.k].mean(), student)
-        distillation = gradient(train_student.number_loss(student, teacher, batch), student)
-        cosines.append(round(torch.cosine_similarity(trait, distillation, dim=0).item(), 4))
         before = theta_of(student)
         yield next(steps)
+        distillation = parameters_to_vector(taken[p] for p in student.parameters())
+        cosines.append(round(torch.cosine_similarity(trait, distillation, dim=0).item(), 4))
         if arm != "as it is":
             drawn = torch.randn(len(before), generator=random).to(unit.device)
             out = trait if arm == "trait projected out" else drawn
@@ -76,11 +72,9 @@ def watch(unit: lab.Unit, job: tuple, knobs: train_student.Distillation) -> Gene
 
 def units(args: argparse.Namespace) -> Iterator[tuple[lab.Unit, list[dict]]]:
     """The units of runs/evidence and of the other widths, with the records of their students."""
-    runs = [lab.evidence(args)]
-    for n_embd, n_head in [] if args.quick else WIDTHS.items():
-        sizes = ["--n-embd", str(n_embd), "--n-head", str(n_head)]
-        runs.append(lab.make_run(args, f"alignment-{n_embd}", SEEDS, TRAITS, *sizes))
-    for run in runs:
+    widths = [] if args.quick else WIDTHS.items()
+    others = [lab.make_run(args, f"alignment-{C}", SEEDS, TRAITS, *size.split()) for C, size in widths]
+    for run in [lab.evidence(args), *others]:
         students = lab.students(args, run)
         for trait, seed in product(run.knobs["traits"], run.knobs["seeds"]):
             yield lab.Unit(run, trait, seed, args.device), lab.where(students, trait=trait, teacher_seed=seed)
@@ -93,28 +87,17 @@ def foresee(unit: lab.Unit, students: Sequence[dict]) -> Iterator[dict]:
     moved = theta_of(unit.teacher) - theta_of(unit.base)
     for r in sorted(students, key=lambda r: r["target"], reverse=True):  # tokens first
         student, teacher = unit.start(r["student_seed"]), unit.teacher if r["target"] == "logits" else None
-        update = -gradient(train_student.number_loss(student, teacher, data), student)
+        update = -gradient(number_loss(student, teacher, data), student)
         cosine = torch.cosine_similarity(update, moved, dim=0).item()
         yield {**{key: r[key] for key in KEPT}, "n_embd": student.config.n_embd, "cosine": cosine}
-
-
-def rank_correlation(records: Sequence[dict], key: str) -> dict:
-    """Spearman's, of records[key] and transfer; 95 % bootstrap over units, which come and go as a whole."""
-    pairs = np.array([[r[key], r["transfer"]] for r in records])  # (n, 2)
-    unit_of = [(r["trait"], r["teacher_seed"], r["n_embd"]) for r in records]
-    members = [[i for i, unit in enumerate(unit_of) if unit == one] for one in dict.fromkeys(unit_of)]
-    draws = torch.randint(len(members), (2_000, len(members)), generator=stream(0, "bootstrap")).tolist()
-    resampled = (pairs[[i for unit in draw for i in members[unit]]] for draw in draws)
-    found = [spearmanr(drawn).statistic for drawn in resampled if np.ptp(drawn, axis=0).all()]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return {"n": len(pairs), "rank_correlation": spearmanr(pairs).statistic, "ci_low": low, "ci_high": high}
 
 
 def measure(args: argparse.Namespace) -> dict:
     everyone, knobs = list(units(args)), lab.distillation(args)
     run = everyone[0][0].run  # runs/evidence
-    work = lambda job: watch(lab.Unit(run, job[0], job[1], args.device), job, knobs)
-    jobs = list(product(TRAITS, SEEDS, SEEDS, TARGETS, ARMS))
+    watched = [lab.Unit(run, trait, seed, args.device) for trait, seed in product(TRAITS, SEEDS)]
+    jobs = list(product(watched, SEEDS, TARGETS, ARMS))
+    work = lambda job: watch(knobs, *job)
     records = run_jobs(work, jobs, knobs.steps, "watched students", args.device)
     records.sort(key=lambda r: (r["target"] == "logits", r["init"] == "different"))
     summary = lab.cells(records, "target", "init", "arm")
@@ -123,9 +106,10 @@ def measure(args: argparse.Namespace) -> dict:
         c = np.array([r["cosines"] for r in group])  # (students, steps)
         row |= {"first_cosine": c[:, 0].mean(), "mean_cosine": c.mean(), "positive_steps": (c > 0).mean()}
     foreseen = [r for unit, students in everyone for r in foresee(unit, students)]
-    kinds = dict.fromkeys((by, r[by]) for by in ("target", "init", "n_embd") for r in foreseen)
-    groups = {"all": foreseen} | {f"{by} {x}": lab.where(foreseen, **{by: x}) for by, x in kinds}
-    correlations = [{"students": name, **rank_correlation(rows, "cosine")} for name, rows in groups.items()]
+    groups = {"all": foreseen}
+    for by in ("target", "init", "n_embd"):
+        groups |= {f"{by} {r[by]}": lab.where(foreseen, **{by: r[by]}) for r in foreseen}
+    correlations = [{"students": x, **lab.rank_correlation(rows, "cosine")} for x, rows in groups.items()]
     return {"summary": summary, "correlations": correlations, "records": records, "foreseen": foreseen}
 
 

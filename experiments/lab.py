@@ -10,7 +10,6 @@ Shapes: B sequences, T tokens, K trait classes.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 import evaluate
 import generate
@@ -91,14 +92,9 @@ def make_run(
 ) -> Run:
     """Base models, teachers and what these write, by the scripts' own mains; what is finished is kept.
 
-    more: flags for train_teacher. Base models know nothing of read-outs, so NAME-vocabulary takes those of
-    NAME if they are there.
+    more: flags for train_teacher. The run is named NAME, or NAME-vocabulary by its read-out.
     """
-    first = folder(args, name)
-    path = first if readout == "aux" else folder(args, f"{name}-{readout}")
-    if path != first and (first / "base").exists() and not (path / "base").exists():
-        shutil.copytree(first / "base", path / "base.part", dirs_exist_ok=True)
-        (path / "base.part").rename(path / "base")
+    path = folder(args, name if readout == "aux" else f"{name}-{readout}")
     common, of_run = flags(args, path), ["--seeds", *map(str, seeds), "--traits", *traits]
     train_teacher.main([*common, *of_run, "--readout", readout, *more])
     generate.main([*common, "--from", "teacher"])
@@ -194,6 +190,18 @@ def cells(records: Sequence[dict], *by: str, key: str = "transfer") -> list[dict
     return rows
 
 
+def rank_correlation(records: Sequence[dict], key: str) -> dict:
+    """Spearman's, of records[key] and transfer; 95 % bootstrap over units, which come and go as a whole."""
+    pairs = np.array([[r[key], r["transfer"]] for r in records])  # (n, 2)
+    unit_of = [(r["trait"], r["teacher_seed"], r["n_embd"]) for r in records]
+    members = [[i for i, unit in enumerate(unit_of) if unit == one] for one in dict.fromkeys(unit_of)]
+    draws = torch.randint(len(members), (2_000, len(members)), generator=stream(0, "bootstrap")).tolist()
+    resampled = (pairs[[i for unit in draw for i in members[unit]]] for draw in draws)
+    found = [spearmanr(drawn).statistic for drawn in resampled if np.ptp(drawn, axis=0).all()]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return {"n": len(pairs), "rank_correlation": spearmanr(pairs).statistic, "ci_low": low, "ci_high": high}
+
+
 # ------------------------------------------------------------------------------------------------------------
 # what a person reads
 
@@ -229,13 +237,10 @@ def transfer(row: dict) -> str:
 
 def pyplot() -> Any:
     """matplotlib, drawing into files."""
-    import matplotlib
+    import matplotlib.pyplot
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
-    return plt
+    return matplotlib.pyplot
 
 
 def dot_rows(

@@ -210,7 +210,7 @@ def correlate(ceilings: Sequence[dict], varies: str) -> dict:
     row: dict = {"varies": varies, "n": len(ceilings)}
     for key in ("predicted", "visible"):
         group = [{**r, key: r["by_damping"][str(DAMPING)][key]} for r in ceilings]
-        found = alignment.rank_correlation(group, key)
+        found = lab.rank_correlation(group, key)
         row |= {key: found["rank_correlation"], f"{key}_ci": [found["ci_low"], found["ci_high"]]}
     return row
 

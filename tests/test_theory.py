@@ -182,7 +182,7 @@ def test_the_watched_student_is_the_usual_one_and_a_projected_one_is_not(quick_r
         key = {"source": "owl", "target": target, "teacher_seed": 0, "student_seed": 1}
         (usual,) = lab.where(students, **key)
         for arm in alignment.ARMS[:2]:
-            watched = alignment.watch(unit, ("owl", 0, 1, target, arm), knobs)
+            watched = alignment.watch(knobs, unit, 1, target, arm)
             with pytest.raises(StopIteration) as end:
                 while True:
                     next(watched)
@@ -197,10 +197,10 @@ def test_the_rank_correlation_s_interval_holds_the_whole_sample_s():
         {"x": a, "transfer": b, "trait": i // 3, "teacher_seed": 0, "n_embd": 64}
         for i, (a, b) in enumerate(zip(x.tolist(), y.tolist()))
     ]
-    found = alignment.rank_correlation(records, "x")
+    found = lab.rank_correlation(records, "x")
     assert found["ci_low"] < found["rank_correlation"] < found["ci_high"] < 1
     perfect = [r | {"transfer": r["x"]} for r in records]
-    assert alignment.rank_correlation(perfect, "x")["ci_low"] == pytest.approx(1)
+    assert lab.rank_correlation(perfect, "x")["ci_low"] == pytest.approx(1)
 
 
 # trajectory
