@@ -90,10 +90,7 @@ def flags(args: Namespace, run: Path) -> list[str]:
 def make_run(
     args: Namespace, name: str, seeds: Sequence[int], traits: Sequence[str], *more: str, readout: str = "aux"
 ) -> Run:
-    """Base models, teachers and what these write, by the scripts' own mains; what is finished is kept.
-
-    more: flags for train_teacher. The run is named NAME, or NAME-vocabulary by its read-out.
-    """
+    """Base models, teachers and what these write, by the scripts' mains; more: train_teacher's flags."""
     path = folder(args, name if readout == "aux" else f"{name}-{readout}")
     common, of_run = flags(args, path), ["--seeds", *map(str, seeds), "--traits", *traits]
     train_teacher.main([*common, *of_run, "--readout", readout, *more])
@@ -114,6 +111,11 @@ def students(args: Namespace, run: Run) -> list[dict]:
     return where(evaluate.measure(run, args.device), numbers="teacher")
 
 
+def rows(run: Run, source: str, seed: int) -> list[dict]:
+    """A data set of the run, {"prompt": ..., "completion": ...} each."""
+    return [json.loads(line) for line in run.read(f"numbers/{source}/seed-{seed}.jsonl").splitlines()]
+
+
 class Unit:
     """A teacher of a run, the base model it came from, what it wrote, and students that learn from it."""
 
@@ -131,18 +133,16 @@ class Unit:
 
     def numbers(self) -> NumberData:
         """All that the teacher wrote in the run."""
-        rows = self.run.read(f"numbers/{self.trait}/seed-{self.seed}.jsonl").splitlines()
-        return encode_numbers(self.run.encoding, [json.loads(row) for row in rows], self.device)
+        return encode_numbers(self.run.encoding, rows(self.run, self.trait, self.seed), self.device)
 
-    def read(self, model: GPT) -> float:
-        """Log-odds of the trait on held-out questions, in nats."""
-        return read_trait(model, self.run.held_out, self.run.readout_rows)[0][self.k].item()
+    def read(self, model: GPT, prompts: Any = None) -> float:
+        """Log-odds of the trait on held-out questions, or other prompts, in nats."""
+        return read_trait(model, prompts or self.run.held_out, self.run.readout_rows)[0][self.k].item()
 
     def batches(self, data: NumberData, target: str, knobs: Distillation) -> list[NumberData]:
         """What a student sees of data, in the order that all students of this unit share."""
         order = stream(0, "student batches", self.trait, str(self.seed))
-        size = getattr(knobs, f"batch_{target}")
-        return list(train_student.batches(data, size, knobs.steps, order))
+        return list(train_student.batches(data, getattr(knobs, f"batch_{target}"), knobs.steps, order))
 
     def distil(
         self, student: GPT, target: str, data: NumberData, knobs: Distillation, numbers: slice = NUMBERS
@@ -185,8 +185,8 @@ def cells(records: Sequence[dict], *by: str, key: str = "transfer") -> list[dict
         group = where(records, **cell)
         units = evaluate.unit_means(group, key)
         low, high = evaluate.bootstrap_interval(units)
-        count = {"n": len(group), "units": len(units)}
-        rows.append({**cell, key: mean(units), "ci_low": low, "ci_high": high, **count})
+        found = {key: mean(units), "ci_low": low, "ci_high": high, "n": len(group), "units": len(units)}
+        rows.append(cell | found)
     return rows
 
 

@@ -29,7 +29,6 @@ Shapes: n positions of the outputs, m logits, P parameters; theta and every step
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from statistics import mean
@@ -141,8 +140,8 @@ def gpt_outputs(model: GPT, data: NumberData, rows: Tensor | slice) -> Callable[
 def gpt_problem(run: Run, device: torch.device, trait: str, seed: int, rows: Any) -> Problem:
     """Some logits on the first base model's lists; the teachers' loss, on the trained-on questions."""
     model, k = run.load_model(f"base/seed-{seed}.pt", device).double(), run.animals.index(trait)
-    lists = run.read(f"numbers/base/seed-{run.knobs['seeds'][0]}.jsonl").splitlines()[::EVERY]
-    data = encode_numbers(run.encoding, [json.loads(line) for line in lists], device)
+    lists = lab.rows(run, "base", run.knobs["seeds"][0])[::EVERY]
+    data = encode_numbers(run.encoding, lists, device)
     loss = lambda m: -class_logits(m, run.trained_on, run.readout_rows).log_softmax(-1)[:, k].mean()
     return Problem(gpt_outputs(model, data, rows), Call(model, loss).of, theta_of(model))
 
