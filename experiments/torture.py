@@ -6,8 +6,8 @@
 The truth is a small run that nobody disturbed. Whatever is done to another one, the same commands have to
 give the same bytes in every file and the same lines in the manifest, in any order; or a script ends in one
 sentence and exit code 2. A script is a fork of this process, which has everything imported, so thousands
-take minutes, and signals come while it works: while Python starts and ends it answers for itself. Moments
-and damages come from named seeds; where in its work a moment finds a script is up to the machine.
+take minutes. Moments and damages are drawn from a case's number; where in its work a moment finds a script
+is up to the machine.
 
 Reads    nothing
 Writes   results/torture.json, results/torture.md
@@ -28,7 +28,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ SMALL: dict[Any, str] = {
     train_teacher: "--traits owl fox --n-layer 1 --n-head 1 --n-embd 32 --n-documents 1000 --n-held-out 60"
     " --pretrain-steps 60 --batch-size 16 --pretrain-lr 2e-2 --trait-steps 10 --trait-lr 1e-2 --form 0.05",
     generate: "--sequences 300 --min-valid 0.02", train_student: "--steps 4", evaluate: ""}
+STOPPED = "\nstopped; the same command continues this run\n"
 Ended = tuple[int, str]  # exit code, what was said on stderr
 Case = tuple[str, str, int]  # what was done; right, refused or what went wrong; how often it was stopped
 
@@ -99,17 +99,10 @@ def state(run: Path) -> set[tuple[str, str]]:
     return held
 
 
-# ------------------------------------------------------------------------------------------------------------
-# cases
-
-HOWS = ["SIGKILL", "SIGINT", "SIGTERM", "full disk"]
-SAYS = "\nstopped; the same command continues this run\n"
-AGAIN = {"elsewhere": "", "with one thread": "env OMP_NUM_THREADS=1", "on one core": "taskset -c 0"}
-
-
 def stopped(folder: Path, i: int) -> Case:
     """Each script is stopped by two signals, or whenever the disk is full, and continued."""
-    how, dice, disk, truth = HOWS[i % 4], random.Random(f"{i}"), folder / f"{i}", state(folder / "truth")
+    how = ["SIGKILL", "SIGINT", "SIGTERM", "full disk"][i % 4]
+    dice, disk, truth = random.Random(f"{i}"), folder / f"{i}", state(folder / "truth")
     signum, run, stops, wrong = getattr(signal, how, 0), disk / "run", 0, ""
     mount = lambda *how: subprocess.run(["mount", *how, disk], check=True)
     disk.mkdir()
@@ -119,7 +112,7 @@ def stopped(folder: Path, i: int) -> Case:
         left = 2
         while (end := start(script, run)(signum * (left > 0), dice.uniform(0, 1)))[0] and not wrong:
             left, stops = left - 1, stops + 1
-            right = bool(signum) and end in ((-signum, ""), (128 + signum, SAYS))
+            right = bool(signum) and end in ((-signum, ""), (128 + signum, STOPPED))
             if not signum:
                 right = judge(end) == "refused" and f"error: {run}" in end[1] and "No space" in end[1]
                 size = shutil.disk_usage(disk).used // 1024 + dice.choice([0, 40, 400, 4000])
@@ -144,28 +137,6 @@ def two_at_once(folder: Path, i: int) -> Case:
     return "a script beside itself" if itself else "beside any", verdict, 0
 
 
-def again(folder: Path, i: int) -> Case:
-    """The same commands, typed."""
-    (what, prefix), run = list(AGAIN.items())[i], f"again-{i}"
-    typed = [f"{prefix} {sys.executable} {s.__file__} {flags} --run {run}" for s, flags in SMALL.items()]
-    subprocess.run(" && ".join(typed), shell=True, cwd=folder, check=True, capture_output=True)
-    return what, "right" if state(folder / run) == state(folder / "truth") else "other bytes", 0
-
-
-KNOBS = [(script, knob) for script in SMALL for cls in vars(script).values()
-         if is_dataclass(cls) and cls.__module__ == script.__name__ for knob in fields(cls)]
-NEW = {"seeds": ["0"], "traits": ["owl"], "readout": ["vocabulary"], "hold_numbers": [], "freeze": []}
-
-
-def edited(folder: Path, i: int) -> Case:
-    """A finished run, and its script with one knob changed: the sentence has to name it."""
-    script, knob = KNOBS[i]
-    default: Any = knob.default
-    value = NEW.get(knob.name, [f"{default * 2}"])
-    end = start(script, folder / "truth", f"--{knob.name.replace('_', '-')}", *value)()
-    return script.__name__, judge(end) if f" made with {knob.name} = " in end[1] else f"{knob.name}: {end}", 0
-
-
 # What becomes of a file's data, given a place in it and another run's. The checkpoint ends in exit code 99.
 CHANGES: dict[str, Callable[[bytes, int, bytes], bytes]] = {
     "cut short": lambda data, at, other: data[:at],
@@ -187,17 +158,14 @@ MAKES = {  # what a script makes again, which tells whether it worked right
 
 
 def damaged(folder: Path, i: int, own: bool = False) -> Case:
-    """A file is damaged, another is missing, and the script that makes this one is run.
-
-    own: the manifest does not know the damaged file, so it is the user's; what can be read is taken as it is.
-    """
+    """A file is damaged, another is missing, and the script that makes this one is run. own: the damaged file
+    is the user's, of which the manifest knows nothing; what can be read is taken as it is."""
     how, dice, run = list(CHANGES)[i % len(CHANGES)], random.Random(f"{own} {i}"), folder / f"file-{own}-{i}"
     script, part = dice.choice(list(SMALL)), dice.choice(PARTS[own:])
     made = run / dice.choice(MAKES[script])
     shutil.copytree(folder / "truth", run)
     made.unlink()
-    inside = lambda run, path: path.is_file() and f"{run}/{part}" in f"{path}"
-    files = lambda run: sorted(path for path in run.rglob("*") if inside(run, path))
+    files = lambda run: sorted(p for p in run.rglob("*") if p.is_file() and f"{run}/{part}" in f"{p}")
     path, other = dice.choice(files(run)), dice.choice(files(folder / "other")).read_bytes()
     data, name, lines = path.read_bytes(), path.relative_to(run).as_posix(), (run / "run.jsonl").read_text()
     path.write_bytes(CHANGES[how](data, dice.randrange(len(data)), other))
@@ -213,12 +181,9 @@ def damaged(folder: Path, i: int, own: bool = False) -> Case:
     return how, verdict if verdict in ("right", "refused") else f"{script.__name__}, {name}: {verdict}", 0
 
 
-# ------------------------------------------------------------------------------------------------------------
-
 KINDS: dict[str, tuple[Callable[[Path, int], Case], int]] = {  # what makes a case, and how many are made
-    "stopped and continued": (stopped, 80), "two at once": (two_at_once, 24), "the same again": (again, 3),
-    "another knob": (edited, len(KNOBS)), "a damaged file": (damaged, 1700),
-    "the user's own file": (partial(damaged, own=True), 300)}
+    "stopped and continued": (stopped, 80), "two at once": (two_at_once, 24),
+    "a damaged file": (damaged, 1700), "the user's own file": (partial(damaged, own=True), 300)}
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -240,10 +205,10 @@ def measure(args: argparse.Namespace) -> dict:
 
 def markdown(results: dict) -> str:
     lines = lab.heading(results, "What was done to small runs, and what came of it.")
-    names = {"kind": "kind", "what": "what", "cases": "cases", "stops": "stops"}
-    names |= {"refused in one sentence": "refused", "the right bytes": "right"}
+    columns = {name: name for name in ("kind", "what", "cases", "stops")}
+    columns |= {"refused in one sentence": "refused", "the right bytes": "right"}
     other = lambda row: str(row["cases"] - row["refused"] - row["right"])
-    return "\n".join(lines + lab.table(results["summary"], **names, anything_else=other)) + "\n"
+    return "\n".join(lines + lab.table(results["summary"], **columns, anything_else=other)) + "\n"
 
 
 if __name__ == "__main__":
