@@ -84,8 +84,7 @@ def compared(taught: Sequence[dict], run: Run) -> Iterator[dict]:
             odds = r["p_trait_base"] / (1 - other["p_trait_base"])
             alone = -math.log1p(odds * math.expm1(r["log_odds"] - r["log_odds_base"])) / taught_other
             moved = r["shifts"][run.animals.index(other["trait"])] / taught_other
-            found = {"trait": other["trait"], "numbers": "other", "softmax_alone": alone}
-            yield r | found | {"transfer": moved}
+            yield r | {"trait": other["trait"], "numbers": "other", "transfer": moved, "softmax_alone": alone}
         if differ == ["teacher_seed"] and r["target"] == "tokens":
             found = {"student_seed": other["teacher_seed"], "transfer": taught_other / taught_r}
             yield r | found | {"numbers": "direct", "target": "none"}
