@@ -154,7 +154,7 @@ def again(folder: Path, i: int) -> Case:
 
 KNOBS = [(script, knob) for script in SMALL for cls in vars(script).values()
          if is_dataclass(cls) and cls.__module__ == script.__name__ for knob in fields(cls)]
-NEW = {"seeds": ["0"], "traits": ["owl"], "readout": ["vocabulary"], "hold_numbers": [], "freeze": []}
+NEW = {"seeds": ["0"], "traits": ["owl"], "readout": ["vocabulary"], "hold_numbers": []}
 
 
 def edited(folder: Path, i: int) -> Case:
