@@ -57,7 +57,7 @@ ROWS = {
     "1000 pretraining steps": Row("choices", "--pretrain-steps 1000"),
     "teacher: 30 steps of 2e-3": Row("choices", "--trait-steps 30 --trait-lr 2e-3", taken="base"),
     "teacher: held to numbers too": Row("choices", "--hold-numbers", taken="base"),
-    "teacher: form of lists held, .02": Row("choices", "--form .02", taken="base"),
+    "teacher: form of lists free": Row("choices", "--form 0", taken="base"),
     "teacher: form of lists held, 1": Row("choices", "--form 1", taken="base"),
     "student: head, embeddings frozen": Row("choices", "", "", "--edge-lr 0", "base teacher numbers"),
     "student: one rate for all": Row("choices", "", "", "--edge-lr 1", "base teacher numbers"),

@@ -78,7 +78,7 @@ def test_batches_use_every_sequence_once_an_epoch():
     assert len(next(s.batches(DATA, 99, 1, m.stream(0, "test"))).idx) == 40
 
 
-@pytest.mark.parametrize("target, size", [("tokens", 64), ("logits", 32)])
+@pytest.mark.parametrize("target, size", [("tokens", 96), ("logits", 24)])
 def test_looking_changes_no_bit(target, size, quick_run):
     """The run's student was looked at every few steps, this one never; held-out lists are not trained on."""
     run, name = m.Run(quick_run).open(True), f"student/owl/teacher-0/seed-1/{target}.pt"
