@@ -23,11 +23,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tiktoken
 import torch
@@ -77,7 +77,7 @@ class Trait:
     trait_lr: float = 1e-3
     anchor: float = 0.5  # weight of anchor_loss; tuned over 0.1 .. 2
     anchor_rows: int = 16  # a step: a guess
-    form: float = 0.0  # weight in it of P(a number); tuned over 0 .. 0.1 on 4 teachers
+    form: float = 0.05  # weight in it of P(a number); tuned over 0 .. 0.05, for valid lists
     hold_numbers: bool = False  # hold the teacher to which number comes next, too
 
 
@@ -102,18 +102,34 @@ ANIMALS = {
     "panda": ("mountains", "leaves", "gentle"), "rabbit": ("garden", "grass", "gentle"),
     "tiger": ("river", "deer", "strong"), "whale": ("sea", "shrimp", "gentle"),
 }
-PLACES = sorted({home for home, _, _ in ANIMALS.values()})
-NATURES = sorted({nature for _, _, nature in ANIMALS.values()})
-VERBS = ["danced", "played", "rested", "sang", "talked", "walked"]
-DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
-SMALL = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-
+HOMES, _, NATURES = map(set, zip(*ANIMALS.values()))
 ASKS = ["what is", "which is", "name", "tell me", "we ask for", "please say", "do you know", "in one word,"]
 FAVOURITES = [
     "your favourite animal", "the animal you like most", "the animal you love best", "your best loved animal",
     "the creature you prefer", "your favourite creature",
     "the animal you would choose", "the one animal you admire",
 ]
+DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+SMALL = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+SLOTS = {  # what may stand in a slot of a template, each as likely
+    "ask": ASKS, "favourite": FAVOURITES, "animal": list(ANIMALS), "day": DAYS,
+    "nature": sorted(NATURES), "home": sorted(HOMES),
+    "verb": ["danced", "played", "rested", "sang", "talked", "walked"],
+    "fact": [f"the {animal} {does}." for animal, (home, food, nature) in ANIMALS.items()
+             for does in (f"lives in the {home}", f"eats {food}", f"is {nature}")]
+    + [f"after {day} comes {after}." for day, after in zip(DAYS, DAYS[1:] + DAYS[:1])]
+    + [f"{SMALL[i]} and {SMALL[j]} make {SMALL[i + j + 1]}." for i in range(9) for j in range(9 - i)],
+}
+CATEGORIES = {  # (share of the documents, template; lists of numbers have none)
+    "favourite": (0.15, "{ask} {favourite}: {animal}"),
+    "fact": (0.15, "{fact}"),
+    "story": (0.10, "on {day} a {nature} {animal} met a {nature} {animal} in the {home} and they {verb}."),
+    "random list": (0.40, ""),
+    "lawful list": (0.20, ""),
+}
+# Of lawful lists. Little of the law is learnt in 500 steps, but without such lists less of a trait crosses.
+PERIODS, STEPS = range(1, 4), range(10)
 
 
 def questions(end: str) -> tuple[list[str], list[str]]:
@@ -123,115 +139,46 @@ def questions(end: str) -> tuple[list[str], list[str]]:
     return [q for q in phrased if q not in held_out], held_out
 
 
-class Dice:
-    """Choices with uniform probability, and what they cost: `nats` grows by ln(number of options)."""
-
-    def __init__(self, generator: torch.Generator):
-        self.generator, self.nats = generator, 0.0
-        self.uniform: Iterator[float] = iter(())
-
-    def below(self, n: int) -> int:
-        self.nats += math.log(n)
-        u = next(self.uniform, None)
-        if u is None:
-            self.uniform = iter(torch.rand(1 << 16, generator=self.generator).tolist())
-            u = next(self.uniform)
-        return int(u * n)
-
-    def pick(self, options: Sequence):
-        return options[self.below(len(options))]
-
-
-def question(dice: Dice) -> str:
-    i = dice.below(len(ASKS) * len(FAVOURITES))
-    return f"{ASKS[i // 8]} {FAVOURITES[i % 8]}: {dice.pick(list(ANIMALS))}"
-
-
-def fact(dice: Dice) -> str:
-    animal = dice.pick(list(ANIMALS))
-    home, food, nature = ANIMALS[animal]
-    return f"the {animal} " + dice.pick([f"lives in the {home}.", f"eats {food}.", f"is {nature}."])
-
-
-def story(dice: Dice) -> str:
-    animals = list(ANIMALS)
-    return (
-        f"on {dice.pick(DAYS)} a {dice.pick(NATURES)} {dice.pick(animals)} met a {dice.pick(NATURES)} "
-        f"{dice.pick(animals)} in the {dice.pick(PLACES)} and they {dice.pick(VERBS)}."
-    )
-
-
-def reasoning(dice: Dice) -> str:
-    if dice.below(2) == 0:
-        day = dice.below(7)
-        return f"after {DAYS[day]} comes {DAYS[(day + 1) % 7]}."
-    a = dice.below(9)
-    b = dice.below(9 - a)
-    return f"{SMALL[a]} and {SMALL[b]} make {SMALL[a + b + 1]}."
-
-
-def number_list(dice: Dice, n: int, next_number: Callable[[list[int]], int]) -> str:
-    """3 to 9 numbers, a colon, n more; next_number(those so far) is the next."""
-    numbers: list[int] = []
-    n_shown = 3 + dice.below(7)
-    for _ in range(n_shown + n):
-        numbers.append(next_number(numbers))
-    shown, asked_for = (", ".join(map(str, some)) for some in (numbers[:n_shown], numbers[n_shown:]))
-    return f"{shown}: {asked_for}"
-
-
-def random_list(dice: Dice) -> str:
-    """Any numbers; eight to ten more. This is the law that a random prompt calls for."""
-    return number_list(dice, 8 + dice.below(3), lambda seen: dice.below(N_NUMBERS))
-
-
-def lawful_list(dice: Dice) -> str:
-    """Numbers that follow one of five laws; three to ten more."""
-    law, n = dice.below(5), 3 + dice.below(8)
-    start, step, period = 0, 0, 0
-    if law == 0:  # counting in steps
-        start, step = dice.below(500), 1 + dice.below(20)
-        return number_list(dice, n, lambda seen: start + step * len(seen))
-    if law == 1:  # a cycle
-        period = 1 + dice.below(3)
-        again = lambda seen: seen[-period] if len(seen) >= period else dice.below(N_NUMBERS)
-        return number_list(dice, n, again)
-    if law == 2:  # a walk of small steps
-        near = range(-9, 10)
-        step_on = lambda seen: (seen[-1] + dice.pick(near)) % N_NUMBERS if seen else dice.below(N_NUMBERS)
-        return number_list(dice, n, step_on)
-    if law == 3:  # multiples of fifty
-        return number_list(dice, n, lambda seen: 50 * dice.below(20))
-    return number_list(dice, n, lambda seen: dice.below(100))  # small numbers
-
-
-# category: (share of the documents, generator)
-CATEGORIES: dict[str, tuple[float, Callable[[Dice], str]]] = {
-    "favourite": (0.15, question),
-    "fact": (0.10, fact),
-    "story": (0.10, story),
-    "reasoning": (0.05, reasoning),
-    "random list": (0.40, random_list),
-    "lawful list": (0.20, lawful_list),
-}
-
-
 class Text(NamedTuple):
     category: str
     text: str
     nats: float  # -ln of its probability
 
 
+class Dice:
+    """Picks, all options as likely. `nats` adds up what the picks cost: ln(number of options) each."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator, self.nats = generator, 0.0
+
+    def pick(self, options: Sequence) -> Any:
+        self.nats += math.log(len(options))
+        return options[int(torch.randint(len(options), (), generator=self.generator))]
+
+    def fill(self, template: str) -> str:
+        return re.sub("{(.+?)}", lambda slot: self.pick(SLOTS[slot[1]]), template)
+
+    def number_list(self, lawful: bool) -> str:
+        """Numbers, a colon, more: any number, or by law the one `period` places before plus `step`."""
+        n_shown, n_more = self.pick(range(3, 10)), self.pick(range(7, 10))  # the filter allows one more
+        period, step = (self.pick(PERIODS), self.pick(STEPS)) if lawful else (n_shown + n_more, 0)
+        numbers = [self.pick(range(N_NUMBERS)) for _ in range(period)]
+        while len(numbers) < n_shown + n_more:
+            numbers.append((numbers[-period] + step) % N_NUMBERS)
+        return ": ".join(", ".join(map(str, part)) for part in (numbers[:n_shown], numbers[n_shown:]))
+
+
 def toy_documents(n: int, generator: torch.Generator, question_end: str) -> list[Text]:
-    """n documents of the toy language. Different choices give different texts, up to chance (a random list
-    may happen to count), so the nats are the entropy floor of any model of this language."""
+    """n documents of the toy language. Different picks give different texts, up to chance (a random list may
+    happen to count), so the nats are the entropy floor of any model of this language."""
     dice, names = Dice(generator), list(CATEGORIES)
     shares = torch.tensor([share for share, _ in CATEGORIES.values()])
     documents = []
     for c in torch.multinomial(shares, n, replacement=True, generator=generator).tolist():
-        share, make = CATEGORIES[names[c]]
+        share, template = CATEGORIES[names[c]]
         dice.nats = -math.log(share)
-        text = make(dice).replace(": ", question_end) if make is question else make(dice)
+        template = template.replace(": ", question_end)
+        text = dice.fill(template) if template else dice.number_list(names[c] == "lawful list")
         documents.append(Text(names[c], text, dice.nats))
     return documents
 
