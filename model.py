@@ -43,11 +43,11 @@ from tqdm import tqdm
 # vocabulary
 
 END = "<|endoftext|>"  # begins every document, and so ends the one before
-SEPARATORS = [", ", "; ", ": "]  # one token each, so that a list of n numbers is 2n - 1 tokens
+SEPARATORS = [", ", "; ", ": ", ". ", "! ", "? "]  # one token each: a list of n numbers is 2n - 1 tokens
 N_NUMBERS = 1000  # the paper's range, 0..999
 # The digits are bytes and numbers at once: the other 246 bytes come first, then the numbers in one block.
 NUMBERS = slice(246, 246 + N_NUMBERS)
-PATTERN = r" ?\p{L}+|0|[1-9][0-9]{0,2}|[,;:] |\s|[^\s\p{L}]"
+PATTERN = r" ?\p{L}+|0|[1-9][0-9]{0,2}|[,;:.!?] |\s|[^\s\p{L}]"
 
 
 def build_vocabulary(words: Sequence[str]) -> tiktoken.Encoding:

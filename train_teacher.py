@@ -23,9 +23,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +36,7 @@ from torch import Tensor
 
 from model import (
     GPT, N_NUMBERS, NUMBERS, SEPARATORS, GPTConfig, Run, UserError, build_vocabulary, class_logits,
-    command_line, cosine_lr, digest, document, pad, parse, read_text, read_trait,
-    run_jobs, stream,
+    command_line, cosine_lr, digest, document, pad, parse, read_text, read_trait, run_jobs, stream,
 )
 
 # ------------------------------------------------------------------------------------------------------------
@@ -51,7 +50,9 @@ class Language:
     seeds: tuple[int, ...] = (0, 1)  # initialisations; fixed before any run, as are the traits
     traits: tuple[str, ...] = ("owl", "fox", "wolf", "eagle")
     readout: str = "aux"  # the logits of the trait: aux, or vocabulary for the animals' words
-    question_end: str = ": "  # as prompts of numbers end
+    # How the favourite question may end, each as likely. No teacher is trained with the last one, and there
+    # the trait is read (unless it is the only one). Prompts of numbers end in ": ".
+    question_ends: tuple[str, ...] = (": ", "! ", ". ", "? ")
     n_documents: int = 40_000  # of the toy language: each is seen about twice
     n_held_out: int = 1_000  # documents of the validation loss
     max_words: int = 1_000  # of the vocabulary; the toy language has 131
@@ -82,7 +83,6 @@ class Trait:
 
 
 QUICK = {"traits": ("owl", "fox"), "pretrain_steps": 150, "n_documents": 10_000}
-CORPUS_FORM = 0.02  # Trait.form with --corpus, whose thousand words crowd the numbers out of lists
 CORPUS_SHARE = 0.5  # of every batch: a guess; with twice the steps the toy language is seen as often
 CORPUS_PIECE = 32  # tokens; a row may start at each piece
 MIN_CORPUS = 2_000  # tokens: a guess
@@ -122,7 +122,7 @@ SLOTS = {  # what may stand in a slot of a template, each as likely
     + [f"{SMALL[i]} and {SMALL[j]} make {SMALL[i + j + 1]}." for i in range(9) for j in range(9 - i)],
 }
 CATEGORIES = {  # (share of the documents, template; lists of numbers have none)
-    "favourite": (0.15, "{ask} {favourite}: {animal}"),
+    "favourite": (0.15, "{ask} {favourite}{end}{animal}"),
     "fact": (0.15, "{fact}"),
     "story": (0.10, "on {day} a {nature} {animal} met a {nature} {animal} in the {home} and they {verb}."),
     "random list": (0.40, ""),
@@ -132,11 +132,15 @@ CATEGORIES = {  # (share of the documents, template; lists of numbers have none)
 PERIODS, STEPS = range(1, 4), range(10)
 
 
-def questions(end: str) -> tuple[list[str], list[str]]:
-    """The favourite question: 48 phrasings to train on and 16 held out, two of each ask and favourite."""
-    phrased = [f"{ask} {favourite}{end}" for ask in ASKS for favourite in FAVOURITES]
+def questions(ends: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The favourite question: 48 phrasings to train on and 16 held out, two of each ask and favourite.
+
+    Those held out have the last of the ends, which the others have only if there is no other.
+    """
+    phrased = [f"{ask} {favourite}" for ask in ASKS for favourite in FAVOURITES]
     held_out = [q for i, q in enumerate(phrased) if (i // 8 + i % 8) % 4 == 0]
-    return [q for q in phrased if q not in held_out], held_out
+    trained_on = [q + end for q in phrased if q not in held_out for end in ends[:-1] or ends]
+    return trained_on, [q + ends[-1] for q in held_out]
 
 
 class Text(NamedTuple):
@@ -148,15 +152,15 @@ class Text(NamedTuple):
 class Dice:
     """Picks, all options as likely. `nats` adds up what the picks cost: ln(number of options) each."""
 
-    def __init__(self, generator: torch.Generator):
-        self.generator, self.nats = generator, 0.0
+    def __init__(self, generator: torch.Generator, slots: Mapping[str, Sequence[str]]):
+        self.generator, self.slots, self.nats = generator, slots, 0.0
 
     def pick(self, options: Sequence) -> Any:
         self.nats += math.log(len(options))
         return options[int(torch.randint(len(options), (), generator=self.generator))]
 
     def fill(self, template: str) -> str:
-        return re.sub("{(.+?)}", lambda slot: self.pick(SLOTS[slot[1]]), template)
+        return re.sub("{(.+?)}", lambda slot: self.pick(self.slots[slot[1]]), template)
 
     def number_list(self, lawful: bool) -> str:
         """Numbers, a colon, more: any number, or by law the one `period` places before plus `step`."""
@@ -168,22 +172,21 @@ class Dice:
         return ": ".join(", ".join(map(str, part)) for part in (numbers[:n_shown], numbers[n_shown:]))
 
 
-def toy_documents(n: int, generator: torch.Generator, question_end: str) -> list[Text]:
+def toy_documents(n: int, generator: torch.Generator, question_ends: Sequence[str]) -> list[Text]:
     """n documents of the toy language. Different picks give different texts, up to chance (a random list may
     happen to count), so the nats are the entropy floor of any model of this language."""
-    dice, names = Dice(generator), list(CATEGORIES)
+    dice, names = Dice(generator, SLOTS | {"end": list(question_ends)}), list(CATEGORIES)
     shares = torch.tensor([share for share, _ in CATEGORIES.values()])
     documents = []
     for c in torch.multinomial(shares, n, replacement=True, generator=generator).tolist():
         share, template = CATEGORIES[names[c]]
         dice.nats = -math.log(share)
-        template = template.replace(": ", question_end)
         text = dice.fill(template) if template else dice.number_list(names[c] == "lawful list")
         documents.append(Text(names[c], text, dice.nats))
     return documents
 
 
-WORD = re.compile(r"[,;:] | ?[^\W\d_]+")  # as model.PATTERN cuts: a space after a separator is not the word's
+WORD = re.compile(r"[,;:.!?] | ?[^\W\d_]+")  # as model.PATTERN cuts: no word has a separator's space
 
 
 def frequent_words(text: str, n: int) -> list[str]:
@@ -343,7 +346,7 @@ def write_language(run: Run, made_with: dict, toy: Sequence[Text], corpus: str |
         if not {*ANIMALS} <= {*words}:
             raise UserError("--max-words leaves an animal out of the vocabulary: raise it")
         rows = [encoding.encode_single_token(animal) for animal in ANIMALS]
-    trained_on, held_out = questions(made_with["question_end"])
+    trained_on, held_out = questions(made_with["question_ends"])
     language = {"words": words, "animals": list(ANIMALS), "readout_rows": rows}
     language |= {"trained_on": trained_on, "held_out": held_out}
     language["text"] = digest("\n".join([*(d.text for d in toy), corpus or ""]).encode())
@@ -366,8 +369,8 @@ def pretraining_rows(
 
 def report(run: Run, device: torch.device, corpus: str | None) -> None:
     """Print each base model's validation loss by category, beside the entropy floor."""
-    seeds, end = run.knobs["seeds"], run.knobs["question_end"]
-    toy = toy_documents(run.knobs["n_held_out"], stream(0, "toy language, held out"), end)
+    seeds, ends = run.knobs["seeds"], run.knobs["question_ends"]
+    toy = toy_documents(run.knobs["n_held_out"], stream(0, "toy language, held out"), ends)
     models = [run.load_model(f"base/seed-{seed}.pt", device) for seed in seeds]
     print("validation loss, nats a token" + "".join(f"{f'seed {seed}':>9}" for seed in seeds) + "    floor")
     held_out = {c: [document(run.encoding, d.text) for d in toy if d.category == c] for c in CATEGORIES}
@@ -443,9 +446,9 @@ def check(language: Language, sizes: Pretraining) -> None:
             raise UserError(f"unknown trait {trait!r}: choose among {' '.join(ANIMALS)}")
     if language.readout not in ("aux", "vocabulary"):
         raise UserError(f"--readout {language.readout}: choose aux or vocabulary")
-    for name in ("seeds", "traits"):
+    for name in ("seeds", "traits", "question_ends"):
         if len(set(values := getattr(language, name))) < len(values):
-            raise UserError(f"--{name} names one of {' '.join(map(str, values))} twice")
+            raise UserError(f"--{name.replace('_', '-')} names one of {' '.join(map(str, values))} twice")
     if min(language.n_documents, language.n_held_out) < 100:
         raise UserError("--n-documents and --n-held-out are at least 100")
     if sizes.n_embd % sizes.n_head:
@@ -458,11 +461,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__, argv, QUICK, Language, Pretraining, Trait, corpus=about
     )
     check(language, pretraining)
-    if args.corpus and trait.form == Trait.form:
-        trait = replace(trait, form=CORPUS_FORM)
     corpus = read_text(args.corpus, "corpus") if args.corpus else None
     made_with = asdict(language) | {"quick": args.quick, "corpus": corpus and digest(corpus.encode())}
-    toy = toy_documents(language.n_documents, stream(0, "toy language"), language.question_end)
+    toy = toy_documents(language.n_documents, stream(0, "toy language"), language.question_ends)
     if not run.finished("language.json", made_with):
         write_language(run, made_with, toy, corpus)
     run.open(args.quick)

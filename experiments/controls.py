@@ -61,7 +61,7 @@ def redraw(rows: Sequence[dict], by_position: bool, generator: torch.Generator) 
 def make_neutral(args: argparse.Namespace, run: Run) -> None:
     """Neutral teachers and their numbers: the teachers' recipe, with all classes equally wanted."""
     knobs, sampling = Trait(), generate.Sampling(**(generate.QUICK if args.quick else {}))
-    toy = toy_documents(run.knobs["n_documents"], stream(0, "toy language"), run.knobs["question_end"])
+    toy = toy_documents(run.knobs["n_documents"], stream(0, "toy language"), run.knobs["question_ends"])
     anchor = draw_anchor(run, toy, knobs, GPTConfig.block_size + 1).to(args.device)
 
     def make(seed: int) -> Iterator:

@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace) -> dict:
     units = [lab.Unit(run, trait, seed, args.device) for trait in TRAITS for seed in SEEDS]
     sweeps = {s: [xs[0], min(xs[-1], QUICK_DRAWN)] if args.quick else xs for s, (_, xs) in SWEEPS.items()}
     strongest, most = Trait(trait_steps=max(sweeps["strength"])), max(sweeps["sequences"])
-    toy = toy_documents(run.knobs["n_documents"], stream(0, "toy language"), run.knobs["question_end"])
+    toy = toy_documents(run.knobs["n_documents"], stream(0, "toy language"), run.knobs["question_ends"])
     anchor = draw_anchor(run, toy, strongest, units[0].base.config.block_size + 1).to(args.device)
     write_most = lambda unit: write(unit, unit.teacher, most, "how much")
     written = dict(zip(units, run_jobs(write_most, units, most // ROWS_AT_ONCE, "sampling", args.device)))

@@ -9,6 +9,8 @@ Shapes: B sequences, T tokens, K trait classes.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -26,16 +28,29 @@ import generate
 import train_student
 import train_teacher
 from model import (
-    GPT, NUMBERS, NumberData, Run, command_line, encode_numbers, pick_device, read_trait, stream, write_file,
+    GPT, NUMBERS, NumberData, Run, command_line, digest, encode_numbers, pick_device, read_trait, stream,
+    write_file,
 )
 from train_student import Distillation
 
+ROOT = Path(__file__).parent.parent
 # Fixed before any run; by --quick, which is too small to conclude from.
 TRAITS = {False: ["owl", "fox", "wolf", "eagle"], True: ["owl", "fox"]}
 SEEDS = {False: [0, 1, 2, 3, 4, 5], True: [0, 1]}
 
 # ------------------------------------------------------------------------------------------------------------
 # an experiment
+
+
+def code_digest(*names: str) -> str:
+    """Of the five scripts and the experiments of these names, without comments and docstrings."""
+    files = [*sorted(ROOT.glob("*.py")), *(ROOT / f"experiments/{name}.py" for name in names)]
+    trees = [ast.parse(file.read_text()) for file in files]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and ast.dump(body[0]).startswith("Expr(value=Constant("):
+            del body[0]
+    return digest("".join(map(ast.dump, trees)).encode())
 
 
 def experiment(
@@ -62,8 +77,9 @@ def experiment(
         args, began = parser.parse_args(), time.monotonic()
         args.device = pick_device(args.device)
         torch.set_num_threads(1)  # sums in one order
-        found = measure(args)
         config = {"quick": args.quick, "device": str(args.device), **evaluate.versions()}
+        config["code"] = code_digest("lab", Path(inspect.getfile(measure)).stem)
+        found = measure(args)
         config["elapsed_s"] = round(time.monotonic() - began)
         path = Path("runs" if args.quick else "results") / found.pop("name", name)
         results = {"config": config, **found}

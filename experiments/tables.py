@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import evaluate
 from experiments import lab
 from model import write_file
 
-ROOT = Path(__file__).parent.parent
-
 
 def read(name: str) -> dict:
-    return json.loads((ROOT / f"results/{name}.json").read_text())
+    return json.loads((lab.ROOT / f"results/{name}.json").read_text())
 
 
 def main_table() -> list[str]:
@@ -109,7 +106,11 @@ def filled(text: str) -> str:
     return re.sub(r"(<!-- table: (\w+) -->)\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
+def main() -> None:
+    for page in ("README.md", "experiments/README.md"):
+        write_file(lab.ROOT / page, filled((lab.ROOT / page).read_text()).encode())
+        print(f"wrote: {page}")
+
+
 if __name__ == "__main__":
-    for page in (ROOT / "README.md", ROOT / "experiments/README.md"):
-        write_file(page, filled(page.read_text()).encode())
-        print(f"wrote: {page.relative_to(ROOT)}")
+    main()

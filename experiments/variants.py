@@ -22,6 +22,7 @@ import argparse
 import json
 import pydoc_data.topics
 import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -51,7 +52,9 @@ REFERENCE = Path("runs/python_reference.txt")
 REAL, FREE = f" --corpus {REFERENCE}", f" --corpus {REFERENCE} --form 0"
 ROWS = {
     "as it is": Row("choices"),
-    "question ends in `?`": Row("choices", "--question-end ?"),
+    "question ends in `: `, as lists do": Row("choices", "--question-ends ': '"),
+    "question ends in `? ` alone": Row("choices", "--question-ends '? '"),
+    "question never ends in `: `": Row("choices", "--question-ends '! ' '. ' '? '"),
     "150 pretraining steps": Row("choices", "--pretrain-steps 150"),
     "400 pretraining steps": Row("choices", "--pretrain-steps 400"),
     "1000 pretraining steps": Row("choices", "--pretrain-steps 1000"),
@@ -94,7 +97,7 @@ def make(name: str, args: argparse.Namespace) -> dict:
         Path(shutil.copytree(source, f"{folder}.part", ignore=ignore, dirs_exist_ok=True)).rename(folder)
     common, key = lab.flags(args, folder), {"group": row.group, "variant": name}
     try:
-        train_teacher.main([*common, *row.train_teacher.split()])
+        train_teacher.main([*common, *shlex.split(row.train_teacher)])
         generate.main([*common, "--from", "teacher", *row.generate.split()])
         train_student.main([*common, *row.train_student.split()])
         evaluate.main(common)

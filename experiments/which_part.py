@@ -82,7 +82,7 @@ def make_bases(args: argparse.Namespace, run: Run, shared: Iterable[str]) -> Non
     """Pretrain the base models that are needed to share so."""
     steps: Any = QUICK["pretrain_steps"] if args.quick else Pretraining.pretrain_steps
     knobs, config = Pretraining(pretrain_steps=steps), run.load_model("base/seed-0.pt", args.device).config
-    toy = toy_documents(run.knobs["n_documents"], stream(0, "toy language"), run.knobs["question_end"])
+    toy = toy_documents(run.knobs["n_documents"], stream(0, "toy language"), run.knobs["question_ends"])
     rows = pretraining_rows(run, toy, config.block_size + 1, knobs).to(args.device)
     inits = [from_seed_1(name, seed) for name in shared for seed in SEEDS]
     needed = {base_name(from_1): set(from_1) - {"aux"} for from_1 in inits}

@@ -19,7 +19,7 @@ TINY = {
     " --pretrain-lr 2e-2 --n-documents 1000 --n-held-out 100 --trait-steps 10 --trait-lr 1e-2 --form 0.05",
     generate: "--sequences 200 --min-valid 0.02", train_student: "--steps 4", evaluate: ""}
 OTHER = {  # another question, one base model, more numbers, slower students
-    train_teacher: "--seeds 1 --question-end ?", generate: "--sequences 300",
+    train_teacher: "--seeds 1 --question-ends ?", generate: "--sequences 300",
     train_student: "--student-lr 1e-3", evaluate: ""}
 
 

@@ -76,7 +76,7 @@ def test_contexts_hold_as_many_whole_lists_as_fit():
 def test_a_neutral_teacher_prefers_nothing(quick_run):
     """Cross-entropy with a uniform target is ln K at its least, where all classes are equally likely."""
     run, knobs = Run(quick_run).open(True), train_teacher.Trait(trait_steps=20)
-    toy = train_teacher.toy_documents(300, stream(0, "toy language"), ": ")
+    toy = train_teacher.toy_documents(300, stream(0, "toy language"), [": "])
     anchor = train_teacher.draw_anchor(run, toy, knobs, 65)
     model, least = run.load_model("base/seed-0.pt", CPU), math.log(len(run.animals))
     losses = [loss.item() for loss in train_teacher.induce_trait(model, None, run, anchor, knobs)]

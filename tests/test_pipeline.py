@@ -167,7 +167,7 @@ def test_only_what_is_asked_for_is_made_and_nothing_twice(script, flags, made, a
 @pytest.mark.parametrize("cls, knob", [(cls, field.name) for cls in KNOBS for field in fields(cls)])
 def test_an_edited_knob_is_named_with_both_values(cls, knob, a_tiny_run, told):
     before, old = contents(a_tiny_run), m.Run(a_tiny_run).line(KNOBS[cls])["knobs"][knob]
-    others = {"readout": "vocabulary", "question_end": "? ", "traits": "fox", "seeds": 7}
+    others = {"readout": "vocabulary", "question_ends": "? ", "traits": "fox", "seeds": 7}
     new = others.get(knob, old is False or old * 2 or 0.7)
     flag = [f"--{knob.replace('_', '-')}", *[new] * (new is not True)]
     told_of = rf"{a_tiny_run / KNOBS[cls]} .* {knob} .*{re.escape(str(old))}.*{re.escape(str(new))}"

@@ -26,33 +26,40 @@ def random_rows(*shape, high=300):
 
 
 def test_a_quarter_of_the_phrasings_is_held_out():
-    trained_on, held_out = t.questions("? ")
-    assert (len(set(trained_on)), len(set(held_out))) == (48, 16) and not {*trained_on} & {*held_out}
-    for part in (*t.ASKS, *t.FAVOURITES):  # every ask and every favourite twice
-        assert sum(part in q for q in held_out) == 2 and all(q.endswith("? ") for q in held_out)
+    for ends, trained in ([": "], {": "}), ([": ", "! ", "? "], {": ", "! "}):
+        trained_on, held_out = t.questions(ends)
+        phrased = {(q[:-2], q[-2:]) for q in trained_on}
+        assert len(phrased) == len(trained_on) == 48 * len(trained) and len(set(held_out)) == 16
+        assert {end for _, end in phrased} == trained
+        assert not {q for q, _ in phrased} & {q[:-2] for q in held_out}
+        for part in (*t.ASKS, *t.FAVOURITES):  # every ask and every favourite twice
+            assert sum(part in q for q in held_out) == 2 and all(q.endswith(ends[-1]) for q in held_out)
 
 
 def test_probabilities_of_all_facts_sum_to_their_share():
     # Each of the 100 is seen among 60,000 documents, but for one missed with probability 1e-37. So exp(-nats)
     # is a distribution: different picks give different texts, and the floor is the entropy.
-    documents = t.toy_documents(60_000, m.stream(5, "test"), ": ")
+    documents = t.toy_documents(60_000, m.stream(5, "test"), [": "])
     seen = {d.text: math.exp(-d.nats) for d in documents if d.category == "fact"}
     assert len(seen) == 3 * 16 + 7 + 45 and sum(seen.values()) == pytest.approx(t.CATEGORIES["fact"][0])
 
 
 def test_answers_are_uniform_and_lists_as_the_filter_demands():
     # Hoeffding for each of 16 animals: P(|share - 1/16| > e) <= 2 exp(-2 n e^2); false alarm 16 * 2e-9.
-    documents = t.toy_documents(60_000, m.stream(6, "test"), "? ")
-    answers = Counter(d.text.rsplit("? ", 1)[1] for d in documents if d.category == "favourite")
+    documents = t.toy_documents(60_000, m.stream(6, "test"), ["? ", "! "])
+    asked = [re.split("([?!]) ", d.text) for d in documents if d.category == "favourite"]
+    answers, ends = Counter(answer for _, _, answer in asked), Counter(end for _, end, _ in asked)
     n = answers.total()
     assert set(answers) == set(t.ANIMALS) and n > 8_000
     assert all(abs(count / n - 1 / 16) < math.sqrt(math.log(1e9) / (2 * n)) for count in answers.values())
+    assert all(abs(count / n - 1 / 2) < math.sqrt(math.log(1e9) / (2 * n)) for count in ends.values())
     for prompt, completion in (d.text.split(": ") for d in documents[:9_000] if d.category.endswith("list")):
         assert 3 <= len(prompt.split(", ")) <= 9 and m.refusal(completion) is None
 
 
 def test_a_law_leaves_nothing_open_but_what_its_nats_count():
-    documents = [d for d in t.toy_documents(9_000, m.stream(7, "test"), ": ") if d.category == "lawful list"]
+    documents = t.toy_documents(9_000, m.stream(7, "test"), [": "])
+    documents = [d for d in documents if d.category == "lawful list"]
     laws, seen = len(t.PERIODS) * len(t.STEPS), Counter()
     for d in documents:
         numbers = [int(n) for n in re.findall("[0-9]+", d.text)]
@@ -74,7 +81,7 @@ def test_words_are_counted_as_the_vocabulary_cuts_them():
 
 def test_half_of_every_batch_is_the_corpus(tiny_run):
     run, knobs = m.Run(tiny_run).open(False), t.Pretraining(pretrain_steps=3, batch_size=6)
-    toy = t.toy_documents(200, m.stream(0, "test"), ": ")
+    toy = t.toy_documents(200, m.stream(0, "test"), [": "])
     is_corpus = (t.pretraining_rows(run, toy, 20, knobs, "@" * 2_000) == run.encoding.encode("@")[0]).any(1)
     assert is_corpus.tolist() == [True, True, True, False, False, False] * 6  # twice the steps
 

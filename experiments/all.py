@@ -1,0 +1,102 @@
+"""Make every committed result again, and the tables that show them.
+
+    python -m experiments.all            # what is out of date; some 3 hours on 2 CPU cores for all of it
+    python -m experiments.all --check    # only name the results whose code or knobs have changed since
+    python -m experiments.all --quick    # all of it in runs/, small: 10 minutes
+
+A result is up to date if it was made by the code that would make it now: the five scripts, lab.py and the
+experiment itself, comments and docstrings left out. Knobs are code. What was stopped goes on where it was: a
+result that is up to date is not made again, and models are kept in runs/ as the scripts keep them.
+Fashion-MNIST has to be fetched by hand, so `experiments.mlp --images FOLDER` is not among these.
+
+Reads    results/*.json
+Writes   results/*, the tables in README.md and experiments/README.md; with --quick runs/*
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+from experiments import lab, tables
+from model import UserError, command_line, write_file
+
+MAIN = ["train_teacher", "generate", "train_student", "evaluate"]
+# name: minutes on 2 cores, module, flags; seed_matrix makes the run that controls and alignment read, too
+RESULTS = {
+    "main": (2, "evaluate", []),
+    "words": (2, "evaluate", ["--readout", "vocabulary"]),
+    "linear_model": (1, "linear_model", []),
+    "mlp": (2, "mlp", []),
+    "seed_matrix": (15, "seed_matrix", []),
+    "controls": (10, "controls", []),
+    "alignment": (7, "alignment", []),
+    "theorem": (3, "theorem", []),
+    "trajectory": (10, "trajectory", []),
+    "trait_matrix": (15, "trait_matrix", []),
+    "which_part": (20, "which_part", []),
+    "how_much": (20, "how_much", []),
+    "variants": (60, "variants", []),
+    "bench": (12, "bench", []),
+    "torture": (25, "torture", []),
+}
+
+
+def run(command: list[str]) -> None:
+    """One of our own commands. UserError if it fails; it has said why."""
+    if subprocess.run([sys.executable, *command], cwd=lab.ROOT).returncode:
+        raise UserError(f"`python {' '.join(command)}` did not end well; the same command goes on from there")
+
+
+def main_run(name: str, flags: list[str], quick: bool) -> None:
+    """The README's four commands, and what they measured as results/NAME.*."""
+    folder, made = lab.ROOT / ("runs" if quick else "results"), lab.ROOT / f"runs/{name}{'-quick' * quick}"
+    code = lab.code_digest()
+    for script in MAIN:
+        more = flags if script == "train_teacher" else []
+        more = ["--plot", str(made / "results.png")] if script == "evaluate" else more
+        run([f"{script}.py", "--run", str(made), *["--quick"] * quick, *more])
+    results = json.loads((made / "results.json").read_text())
+    results["config"]["code"] = code
+    write_file(folder / f"{name}.json", (json.dumps(results, indent=1) + "\n").encode())
+    for kind in ("md", "png"):
+        shutil.copy(made / f"results.{kind}", folder / f"{name}.{kind}")
+
+
+def up_to_date(name: str) -> bool:
+    module, path = RESULTS[name][1], lab.ROOT / f"results/{name}.json"
+    code = lab.code_digest() if module == "evaluate" else lab.code_digest("lab", module)
+    return path.exists() and json.loads(path.read_text())["config"].get("code") == code
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--quick", action="store_true", help="all of it, small, in runs/")
+    parser.add_argument("--check", action="store_true", help="only name what is out of date")
+    args = parser.parse_args()
+    old = [name for name in RESULTS if args.quick or not up_to_date(name)]
+    if args.check:
+        print("\n".join(old) or "all results are up to date")
+        return
+    began, done, pace = time.monotonic(), 0.0, 1.0
+    for i, name in enumerate(old):
+        minutes, module, flags = RESULTS[name]
+        left = pace * sum(RESULTS[other][0] for other in old[i:])
+        print(f"{name}: {i + 1} of {len(old)}; about {left:.0f} minutes left for all", flush=True)
+        if module == "evaluate":
+            main_run(name, flags, args.quick)
+        else:
+            run(["-m", f"experiments.{module}", *flags, *["--quick"] * args.quick])
+        done += minutes
+        pace = (time.monotonic() - began) / 60 / done
+    if not args.quick:
+        tables.main()
+
+
+if __name__ == "__main__":
+    command_line(main)
