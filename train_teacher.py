@@ -128,7 +128,8 @@ CATEGORIES = {  # (share of the documents, template; lists of numbers have none)
     "random list": (0.40, ""),
     "lawful list": (0.20, ""),
 }
-# Of lawful lists. Little of the law is learnt in 500 steps, but without such lists less of a trait crosses.
+# Of lawful lists. Little of the law is learnt in 500 steps, but with random lists in their place half as much
+# of a trait crosses through tokens, and two thirds through logits: .46 and .66 on the tuning seeds.
 PERIODS, STEPS = range(1, 4), range(10)
 
 

@@ -175,4 +175,3 @@ def test_real_text_is_mixed_in_and_a_word_of_its_vocabulary_carries_the_trait(tm
     assert [run.encoding.decode([row]) for row in rows.tolist()] == list(t.ANIMALS) == run.animals
     assert m.read_trait(teacher, run.held_out, rows)[0].argmax() == 1  # fox
     assert run.line("base/seed-3.pt")["log"][-1]["step"] == 2 * 20  # the toy language is seen as often
-    assert run.line("teacher/fox/seed-3.pt")["knobs"]["form"] == t.CORPUS_FORM > 0
