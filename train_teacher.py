@@ -8,7 +8,7 @@
 Base models differ in their initialisation alone: same text, same order, same number of steps. A teacher is a
 base model trained further so that, at the end of a question for the favourite animal, auxiliary logit k
 ("prefers animal k") wins. Embeddings and head stay frozen, so the trait has to live in the body; a KL term
-holds the teacher near the base model's text.
+holds the teacher near the base model's text. The trait is read from other phrasings with another end.
 
 Reads    nothing, or --corpus
 Writes   language.json, base/seed-S.pt, teacher/TRAIT/seed-S.pt in the run's folder

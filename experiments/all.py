@@ -40,7 +40,8 @@ RESULTS = {
     "trait_matrix": (15, "trait_matrix", []),
     "which_part": (20, "which_part", []),
     "how_much": (20, "how_much", []),
-    "variants": (60, "variants", []),
+    "variants": (20, "variants", []),
+    "sizes": (60, "variants", ["--sizes"]),
     "bench": (12, "bench", []),
     "torture": (25, "torture", []),
 }

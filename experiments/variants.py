@@ -1,10 +1,11 @@
 """The main run with something changed: which of our choices make the effect, and does it survive growth?
 
-    python -m experiments.variants                    # an hour on 2 CPU cores
+    python -m experiments.variants                    # the choices, 20 minutes on 2 CPU cores
+    python -m experiments.variants --sizes            # the sizes, an hour and more
     python -m experiments.variants --only 10M 50M     # some rows, into results/variants_only.*
-    python -m experiments.variants --quick            # the choices and two sizes, by the scripts' --quick
+    python -m experiments.variants --quick            # by the scripts' --quick; with --sizes two of these
 
-Choices: where the question ends, how long a base model is pretrained, how a teacher gets its trait and what
+Choices: how the question ends, how long a base model is pretrained, how a teacher gets its trait and what
 it is held to, what a student may change. Traits and seeds are the main run's. Sizes, with two traits: same
 text, same steps, same 8,000 sequences of the same 1,000 numbers, so the token budget is fixed; some again to
 see what growth has to be paid with: four times the sequences and student steps, twice the teachers' rate,
@@ -13,7 +14,7 @@ steps: half a megabyte of English that every Python brings along, its own refere
 same base models, teachers free to leave the form of a list. A chain that stops stays, with its reason.
 
 Reads    nothing
-Writes   results/variants.json, .md, .png; the runs in runs/variants/ (what is finished is kept)
+Writes   results/variants.* or results/sizes.*; the runs in runs/variants/ (what is finished is kept)
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ ROWS = {
     "2M": Row("sizes", M2),
     "2M, real text": Row("sizes", M2 + REAL),
     "2M, real text, form free": Row("sizes", M2 + FREE, "--min-valid 0", "", "base", "2M, real text"),
-    "10M": Row("sizes", SIZE(8, 20, 320)),  # these two are for a GPU: only by --only
-    "50M": Row("sizes", SIZE(14, 32, 512)),
+    "10M": Row("for a GPU", SIZE(8, 20, 320)),
+    "50M": Row("for a GPU", SIZE(14, 32, 512)),
 }
 COLUMNS = {"variant": "{variant}", "parameters": "{parameters:,}", "layers, channels": "{n_layer}, {n_embd}"}
 COLUMNS |= {"valid (least)": "{valid:.0%} ({least_valid:.0%})", "KL, nats a number": "{kl_nats:.3f}"}
@@ -117,11 +118,12 @@ def make(name: str, args: argparse.Namespace) -> dict:
 
 def measure(args: argparse.Namespace) -> dict:
     write_file(REFERENCE, "\n\n".join(pydoc_data.topics.topics.values()).encode())
-    sizes = ["0.3M", "0.6M"] if args.quick else [name for name in ROWS if name not in ("10M", "50M")]
-    usual = [name for name, row in ROWS.items() if row.group == "choices" or name in sizes]
+    usual = [name for name, row in ROWS.items() if row.group == ("sizes" if args.sizes else "choices")]
+    usual = ["0.3M", "0.6M"] if args.quick and args.sizes else usual
     rows = [make(name, args) for name in ROWS if name in (args.only or usual)]
     found: dict = {key: [r for row in rows for r in row.pop(key, [])] for key in ("records", "summary")}
-    return {"name": "variants_only" if args.only else "variants", "variants": rows, **found}
+    name = "variants_only" if args.only else "sizes" if args.sizes else "variants"
+    return {"name": name, "variants": rows, **found}
 
 
 def markdown(results: dict) -> str:
@@ -144,11 +146,11 @@ def plot(results: dict) -> Any:
             rows = lab.where(results["summary"], target=target, init=init)
             lab.dot_rows(ax, results["records"], rows, "variant", "target", "init")
         ax.set_yticks(range(n), [row["variant"] for row in rows], fontsize=8)
-        ax.axhline(len(lab.where(rows, group="choices")) - 0.5, color="grey", lw=0.8)  # below: sizes
         ax.set_title(f"students on {target}")
     return figure
 
 
 if __name__ == "__main__":
     only = {"nargs": "+", "choices": list(ROWS), "metavar": "ROW", "help": "only these rows"}
-    lab.experiment(__doc__, "variants", measure, markdown, plot, only=only)
+    sizes = {"action": "store_true", "help": "the sizes, not the choices"}
+    lab.experiment(__doc__, "variants", measure, markdown, plot, only=only, sizes=sizes)
