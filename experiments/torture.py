@@ -42,7 +42,7 @@ from model import command_line, digest
 FORK, SECONDS = multiprocessing.get_context("fork"), 120  # the most that a script may take
 # A run that is whole, whose teachers learn their trait and write lists, and that is made in seconds.
 SMALL: dict[Any, str] = {
-    train_teacher: "--traits owl fox --n-layer 1 --n-head 1 --n-embd 32 --n-documents 1000 --n-held-out 60"
+    train_teacher: "--traits owl fox --n-layer 1 --n-head 1 --n-embd 32 --n-documents 1000 --n-held-out 100"
     " --pretrain-steps 60 --batch-size 16 --pretrain-lr 2e-2 --trait-steps 10 --trait-lr 1e-2 --form 0.05",
     generate: "--sequences 300 --min-valid 0.02", train_student: "--steps 4", evaluate: ""}
 STOPPED = "\nstopped; the same command continues this run\n"
