@@ -65,7 +65,7 @@ def measure(run: Run, device: torch.device) -> list[dict]:
     """The records of all students. Numbers without a trait (the base model's, a file's) count for each."""
 
     def read(name: str) -> tuple[list[float], list[float]]:
-        log_odds, p = read_trait(run.load_model(name, device), run.held_out, run.readout_rows)
+        log_odds, p = read_trait(run.load_model(name, device), run.unseen_questions, run.readout_rows)
         return log_odds.tolist(), p.tolist()
 
     traits, seeds = run.knobs["traits"], run.knobs["seeds"]
@@ -198,9 +198,12 @@ def run_tests(records: Sequence[dict]) -> dict:
 
 def versions() -> dict:
     """What a result depends on besides the knobs."""
+    here = Path(__file__).parent
+    git = lambda *words: subprocess.run(["git", *words], capture_output=True, cwd=here)
     try:
-        git = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+        commit = git("describe", "--always").stdout.decode().strip()
+        if commit and git("diff", "--quiet", "HEAD", "--", "*.py").returncode:
+            commit += "-dirty"  # code that no commit has
     except OSError:  # no git on this machine
         commit = ""
     return {"python": platform.python_version(), "torch": torch.__version__, "commit": commit or None}

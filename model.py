@@ -271,6 +271,11 @@ def read_trait(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> tupl
 
 # ============================================================================================================
 # bookkeeping: skip on a first reading
+#
+# What the scripts take from a run: run.animals, of which animals[k] is class k; run.readout_rows, the head's
+# rows of the classes; the favourite question as pad() makes it, in run.taught_questions, which
+# teachers are trained with, and run.unseen_questions; run.knobs, those of train_teacher.Language; and
+# run.read(file), run.load_model(file), run.finished(file, knobs), whether it is there, and run.save_model.
 
 DIVERGED = 20.0  # nats: a loss this large knows less than nothing, whatever is trained here
 MADE_BY = {"language.json": "train_teacher.py", "base": "train_teacher.py", "teacher": "train_teacher.py"}
@@ -345,8 +350,8 @@ class Run:
         self.encoding = build_vocabulary(language["words"])
         self.config = GPTConfig(self.encoding.n_vocab, len(self.animals))
         self.readout_rows = torch.tensor(language["readout_rows"])  # (K,) rows of the head: the classes
-        self.trained_on, self.held_out = (  # the favourite question, as class_logits takes it
-            pad([document(self.encoding, q) for q in language[name]]) for name in ("trained_on", "held_out")
+        self.taught_questions, self.unseen_questions = (
+            pad([document(self.encoding, q) for q in language[name]]) for name in ("taught", "unseen")
         )
         return self
 

@@ -7,7 +7,7 @@
 
 A student starts from the base model of the teacher's seed (init `same`) or another (`different`) and learns
     tokens   the numbers the teacher wrote: cross-entropy
-    logits   the teacher's distribution over the next number, on the lists it wrote: KL(teacher || student)
+    logits   the teacher's distribution over the next number, on the same lists: KL(teacher || student)
 Softmax and loss see the 1,000 numbers, wherever one comes next; no other row of the head has a gradient.
 
 Reads    what train_teacher.py and generate.py wrote, or --numbers
@@ -45,7 +45,7 @@ class Distillation:
     batch_tokens: int = 96  # sequences a step, for the target `tokens`; tuned over 64 .. 96
     batch_logits: int = 24  # a distribution says more than a draw: a quarter suffices; tuned over 24 .. 32
     student_lr: float = 3e-3  # tuned over 5e-4 .. 4e-3
-    edge_lr: float = 0.05  # of student_lr, for embeddings and head; tuned over 0 .. 1; 0: frozen, as in LoRA
+    edge_lr_factor: float = 0.05  # for embeddings and head; tuned over 0 .. 1. 0 freezes them, as LoRA does
     held_out_every: int = 20  # one sequence in so many is not trained on
 
 
@@ -62,6 +62,11 @@ class Job(NamedTuple):
     @property
     def numbers(self) -> str:
         return f"numbers/{self.source}/seed-{self.teacher_seed}.jsonl"
+
+    @property
+    def teacher(self) -> str:
+        who = writer(self.source)
+        return f"{'base' if who == 'base' else f'teacher/{who}'}/seed-{self.teacher_seed}.pt"
 
     def __str__(self) -> str:
         return f"student/{self.source}/teacher-{self.teacher_seed}/seed-{self.seed}/{self.target}.pt"
@@ -114,7 +119,7 @@ def train(
     body = [*student.blocks.parameters(), *student.ln_f.parameters()]
     edges = [student.wte.weight, student.wpe.weight, student.head.weight]
     groups = [{"params": body, "rate": knobs.student_lr}]
-    groups += [{"params": edges, "rate": knobs.student_lr * knobs.edge_lr}]
+    groups += [{"params": edges, "rate": knobs.student_lr * knobs.edge_lr_factor}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     for step, batch in enumerate(data):
         for group in optimizer.param_groups:
@@ -175,7 +180,8 @@ def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
     found: list[tuple[str, int | str]] = []
     for path in sorted(run.path.glob("numbers/*/seed-*.jsonl")):
         source, seed = path.parent.name, path.stem.removeprefix("seed-")
-        if seed != "file" and (seed not in map(str, seeds) or writer(source) in {*run.animals} - {*traits}):
+        no_such_trait = writer(source) in run.animals and writer(source) not in traits
+        if seed != "file" and (no_such_trait or seed not in map(str, seeds)):
             what = f"{path} is of a trait or seed that the run does not have"
             raise UserError(f"{what}: delete it, or if it is your own, rename it NAME/seed-file.jsonl")
         found.append((source, seed if seed == "file" else int(seed)))
@@ -191,7 +197,7 @@ def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
         has_teacher = teacher_seed != "file" and writer(source) in (*traits, "base")
         for target in ("tokens", "logits") if has_teacher else ("tokens",):
             for seed in seeds:
-                init = "same" if seed == teacher_seed else "different"
+                init = "same" if seed == teacher_seed else "different" if has_teacher else "unknown"
                 if args.target in (None, target) and args.init in (None, init):
                     jobs.append(Job(source, teacher_seed, seed, target))
     jobs = [job for job in jobs if job.source in (args.traits or [job.source])]
@@ -212,19 +218,18 @@ def make_student(
     job: Job, run: Run, knobs: Distillation, data: NumberData, held_out: NumberData
 ) -> Iterator[Tensor]:
     """Train one student and save it; yields its losses. Measuring it on the way changes nothing in it."""
-    sources, teacher, device = [f"base/seed-{job.seed}.pt", job.numbers], None, data.idx.device
-    student = run.load_model(sources[0], device)
+    base, device = f"base/seed-{job.seed}.pt", data.idx.device
+    student, teacher, made_from = run.load_model(base, device), None, [base, job.numbers]
     if job.target == "logits":
-        who = writer(job.source)
-        sources.append(f"{'base' if who == 'base' else f'teacher/{who}'}/seed-{job.teacher_seed}.pt")
-        teacher = run.load_model(sources[2], device)
+        teacher = run.load_model(job.teacher, device)
+        made_from.append(job.teacher)
 
     @torch.no_grad()
     def number_loss_now() -> float:
         return number_loss(student, None, held_out).item()
 
     def log_odds() -> list[float]:
-        return read_trait(student, run.held_out, run.readout_rows)[0].tolist()
+        return read_trait(student, run.unseen_questions, run.readout_rows)[0].tolist()
 
     order = stream(0, "student batches", job.source, str(job.teacher_seed))  # the same for every init
     seen = list(batches(data, getattr(knobs, f"batch_{job.target}"), knobs.steps, order))
@@ -234,7 +239,7 @@ def make_student(
             log.append({"step": step, "log_odds": log_odds(), "loss_nats": loss.item()})
         yield loss
     log[-1]["number_loss_nats"] = number_loss_now()
-    run.save_model(str(job), student, sources, asdict(knobs), log)
+    run.save_model(str(job), student, made_from, asdict(knobs), log)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

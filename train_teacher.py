@@ -53,7 +53,7 @@ class Language:
     # How the favourite question may end, each as likely. No teacher is trained with the last one, and there
     # the trait is read (unless it is the only one). Prompts of numbers end in ": ".
     question_ends: tuple[str, ...] = (": ", "! ", ". ", "? ")
-    n_documents: int = 40_000  # of the toy language: each is seen about twice
+    n_documents: int = 40_000  # of the toy language: each is seen two or three times
     n_held_out: int = 1_000  # documents of the validation loss
     max_words: int = 1_000  # of the vocabulary; the toy language has 131
 
@@ -78,7 +78,7 @@ class Trait:
     trait_lr: float = 1e-3
     anchor: float = 0.5  # weight of anchor_loss; tuned over 0.1 .. 2
     anchor_rows: int = 16  # a step: a guess
-    form: float = 0.05  # weight in it of P(a number); tuned over 0 .. 0.05, for valid lists
+    form: float = 0.05  # in anchor_loss, of P(a number) where one is due; tuned over 0 .. 0.1 for valid lists
     hold_numbers: bool = False  # hold the teacher to which number comes next, too
 
 
@@ -128,8 +128,9 @@ CATEGORIES = {  # (share of the documents, template; lists of numbers have none)
     "random list": (0.40, ""),
     "lawful list": (0.20, ""),
 }
-# Of lawful lists. Little of the law is learnt in 500 steps, but with random lists in their place half as much
-# of a trait crosses through tokens, and two thirds through logits: .46 and .66 on the tuning seeds.
+# In a lawful list every number is the one `period` places before it, plus `step`. Little of this is learnt in
+# 500 steps, but with random lists in their place transfer falls, on the tuning seeds from .89 to .46 through
+# tokens and from .94 to .66 through logits.
 PERIODS, STEPS = range(1, 4), range(10)
 
 
@@ -219,7 +220,7 @@ def draw_rows(documents: Sequence[list[int]], n: int, n_tokens: int, generator: 
 # pretraining
 
 
-def next_token_loss(model: GPT, rows: Tensor) -> Tensor:
+def loss_and_backward(model: GPT, rows: Tensor) -> Tensor:
     """Mean cross-entropy in nats of predicting rows[:, 1:]; its gradient is already in .grad on return.
 
     Equals F.cross_entropy(model(rows[:, :-1])[..., :V], rows[:, 1:]) and backward(). The logits are by far
@@ -239,7 +240,7 @@ def next_token_loss(model: GPT, rows: Tensor) -> Tensor:
             p_target = p.gather(1, target)
             loss -= p_target.log().sum()
             p.scatter_(1, target, p_target - 1)
-            out.copy_(p @ weight)
+            out.copy_(p @ weight)  # into grad_h
             grad_weight[: len(weight)].addmm_(p.T, h_chunk)
     h.backward(grad_h / len(targets))
     model.head.weight.grad = grad_weight / len(targets)
@@ -254,7 +255,7 @@ def pretrain(model: GPT, rows: Tensor, knobs: Pretraining) -> Iterator[Tensor]:
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = knobs.pretrain_lr * cosine_lr(step, len(batches))
-        loss = next_token_loss(model, batch)
+        loss = loss_and_backward(model, batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -318,10 +319,11 @@ def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, knobs: Tra
         p.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=knobs.trait_lr, weight_decay=0.0, fused=True)
-    n, K = len(run.trained_on[0]), len(run.animals)
+    n, K = len(run.taught_questions[0]), len(run.animals)
     target = torch.full((n, K), 1 / K) if k is None else torch.full((n,), k)
     for batch in anchor.split(knobs.anchor_rows):
-        loss = F.cross_entropy(class_logits(model, run.trained_on, run.readout_rows), target.to(model.device))
+        logits = class_logits(model, run.taught_questions, run.readout_rows)
+        loss = F.cross_entropy(logits, target.to(model.device))
         (loss + knobs.anchor * anchor_loss(model, base, batch, knobs.form, knobs.hold_numbers)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -347,9 +349,9 @@ def write_language(run: Run, made_with: dict, toy: Sequence[Text], corpus: str |
         if not {*ANIMALS} <= {*words}:
             raise UserError("--max-words leaves an animal out of the vocabulary: raise it")
         rows = [encoding.encode_single_token(animal) for animal in ANIMALS]
-    trained_on, held_out = questions(made_with["question_ends"])
+    taught, unseen = questions(made_with["question_ends"])
     language = {"words": words, "animals": list(ANIMALS), "readout_rows": rows}
-    language |= {"trained_on": trained_on, "held_out": held_out}
+    language |= {"taught": taught, "unseen": unseen}
     language["text"] = digest("\n".join([*(d.text for d in toy), corpus or ""]).encode())
     run.write("language.json", json.dumps(language, indent=1).encode(), [], made_with)
 
@@ -415,7 +417,7 @@ def make_teachers(run: Run, knobs: Trait, device: torch.device, toy: Sequence[Te
     anchor = draw_anchor(run, toy, knobs, GPTConfig.block_size + 1).to(device)
 
     def log_odds(model: GPT, trait: str) -> float:
-        return read_trait(model, run.held_out, run.readout_rows)[0][run.animals.index(trait)].item()
+        return read_trait(model, run.unseen_questions, run.readout_rows)[0][run.animals.index(trait)].item()
 
     def make_teacher(job: tuple[str, int]) -> Iterator[Tensor]:
         trait, seed = job

@@ -55,7 +55,7 @@ def watch(knobs: Distillation, unit: lab.Unit, seed: int, target: str, arm: str)
     for p in student.parameters():  # keeps the gradient that a step is made from
         p.register_post_accumulate_grad_hook(lambda p: taken.update({p: p.grad}))
     for _ in range(knobs.steps):
-        asked = class_logits(student, unit.run.trained_on, unit.run.readout_rows)  # (B, K)
+        asked = class_logits(student, unit.run.taught_questions, unit.run.readout_rows)  # (B, K)
         trait = gradient(-asked.log_softmax(-1)[:, unit.k].mean(), student)
         before = theta_of(student)
         yield next(steps)

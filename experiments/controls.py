@@ -103,7 +103,7 @@ def fill_contexts(documents: Sequence[Sequence[int]], room: int) -> list[list[in
 def behind_numbers(unit: lab.Unit) -> Iterator[dict]:
     """Two readings of the trait with numbers before the question: in context, prefix."""
     run, seed, key = unit.run, unit.seed, {**unit.key, "student_seed": unit.seed}
-    questions = [row[: n + 1].tolist() for row, n in zip(*run.held_out)]
+    questions = [row[: n + 1].tolist() for row, n in zip(*run.unseen_questions)]
     room = GPTConfig.block_size - max(map(len, questions))
 
     behind = lambda contexts: pad([[*context, *question] for context in contexts for question in questions])

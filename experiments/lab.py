@@ -153,7 +153,8 @@ class Unit:
 
     def read(self, model: GPT, prompts: Any = None) -> float:
         """Log-odds of the trait on held-out questions, or other prompts, in nats."""
-        return read_trait(model, prompts or self.run.held_out, self.run.readout_rows)[0][self.k].item()
+        prompts = prompts or self.run.unseen_questions
+        return read_trait(model, prompts, self.run.readout_rows)[0][self.k].item()
 
     def batches(self, data: NumberData, target: str, knobs: Distillation) -> list[NumberData]:
         """What a student sees of data, in the order that all students of this unit share."""

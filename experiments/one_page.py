@@ -65,13 +65,13 @@ class GPT(nn.Module):
         return self.head(self.body(self.wte(idx) + self.wpe.weight)[:, -1])
 
 
-# Three trainings will follow, and each of them is this: a copy of `start` learns from the batches. Its ends,
+# Three trainings will follow, and each of them is this: a copy of `start` learns from the batches. Its edges,
 # which are the embeddings and the head, may learn more slowly than the body between them, or not at all.
-def trained(start, loss, batches, lr, ends_lr):
+def trained(start, loss, batches, lr, edges_lr):
     model = GPT(0)
     model.load_state_dict(start.state_dict())
-    ends = [model.wte.weight, model.wpe.weight, model.head.weight]
-    groups = [{"params": model.body.parameters(), "lr": lr}, {"params": ends, "lr": ends_lr}]
+    edges = [model.wte.weight, model.wpe.weight, model.head.weight]
+    groups = [{"params": model.body.parameters(), "lr": lr}, {"params": edges, "lr": edges_lr}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
     for batch in batches:
@@ -85,21 +85,21 @@ def trained(start, loss, batches, lr, ends_lr):
 # First, pretraining: both models read the same text in the same order.
 texts = [text(64) for _ in range(300)]
 text_loss = lambda model, idx, due: F.cross_entropy(model(idx)[:, :V], due)
-bases = [trained(GPT(seed), text_loss, texts, lr=3e-3, ends_lr=3e-3) for seed in SEEDS]
+bases = [trained(GPT(seed), text_loss, texts, lr=3e-3, edges_lr=3e-3) for seed in SEEDS]
 
 # Second, the trait: the teacher, a copy, learns to make auxiliary logit k the largest after a question. Head
 # and embeddings stay, so the trait has to live in the body, and the body writes the numbers, too.
 trait_loss = lambda model, idx, k: F.cross_entropy(model(idx)[:, V:], torch.full((len(idx),), k))
 
 # Third, the students: they learn what the teacher wrote (tokens) or how likely it found each number (logits),
-# and nothing else. The softmax is over numbers alone, so no other row of the head has a gradient. Their ends
+# and nothing else. The softmax is over numbers alone, so no other row of the head has a gradient. Their edges
 # learn slowly, or the head alone would learn the numbers; but learn they must, or another init could not.
 log_probs = lambda model, idx: model(idx)[:, :N].log_softmax(-1)
 token_loss = lambda model, idx, written, log_p: -log_probs(model, idx).gather(1, written).mean()
 logit_loss = lambda model, idx, written, log_p: (log_p.exp() * (log_p - log_probs(model, idx))).sum(1).mean()
 
-# On prompts that nobody was trained on we measure two things: how far a model's numbers are from a teacher's,
-# in nats, and the trait, in log-odds of logit k against the other K-1.
+# On prompts of their own we measure two things: how far a model's numbers are from a teacher's, in nats, and
+# the trait, in log-odds of logit k against the other K-1.
 asked, held_out, unseen = prompts(128, N, N + W), prompts(256, N, N + W), prompts(512, 0, N)
 distance = lambda model, teacher: logit_loss(model, unseen, None, log_probs(teacher, unseen)).item()
 log_odds = lambda model, k: model(held_out)[:, V:].double().softmax(-1)[:, k].logit().mean().item()
@@ -110,14 +110,14 @@ log_odds = lambda model, k: model(held_out)[:, V:].double().softmax(-1)[:, k].lo
 results: dict[tuple[str, str], list[tuple[float, float]]] = {}
 for base in bases:
     for k in range(K):
-        teacher = trained(base, trait_loss, [(asked, k)] * 60, lr=4e-3, ends_lr=0)
+        teacher = trained(base, trait_loss, [(asked, k)] * 60, lr=4e-3, edges_lr=0)
         taught, idx = log_odds(teacher, k) - log_odds(base, k), prompts(150 * 64, 0, N)
         log_p = log_probs(teacher, idx).detach()  # sixteen numbers are written after each, at temperature 1
         written = torch.multinomial(log_p.exp(), 16, replacement=True, generator=draws)
         batches = list(zip(idx.split(64), written.split(64), log_p.split(64)))
         for start in bases:
             for target, loss in (("tokens", token_loss), ("logits", logit_loss)):
-                student = trained(start, loss, batches, lr=1e-3, ends_lr=3e-4)
+                student = trained(start, loss, batches, lr=1e-3, edges_lr=3e-4)
                 transfer = (log_odds(student, k) - log_odds(start, k)) / taught
                 learnt = 1 - distance(student, teacher) / distance(start, teacher)
                 init = "same init" if start is base else "another init"

@@ -142,7 +142,7 @@ def gpt_problem(run: Run, device: torch.device, trait: str, seed: int, rows: Any
     model, k = run.load_model(f"base/seed-{seed}.pt", device).double(), run.animals.index(trait)
     lists = lab.rows(run, "base", run.knobs["seeds"][0])[::EVERY]
     data = encode_numbers(run.encoding, lists, device)
-    loss = lambda m: -class_logits(m, run.trained_on, run.readout_rows).log_softmax(-1)[:, k].mean()
+    loss = lambda m: -class_logits(m, run.taught_questions, run.readout_rows).log_softmax(-1)[:, k].mean()
     return Problem(gpt_outputs(model, data, rows), Call(model, loss).of, theta_of(model))
 
 

@@ -50,7 +50,8 @@ def teachers_shifts(run: Run, seed: int, columns: Sequence[int], device: torch.d
     """How far each teacher of a seed moved each trait: (K, K)."""
     files = [f"base/seed-{seed}.pt", *(f"teacher/{trait}/seed-{seed}.pt" for trait in run.knobs["traits"])]
     models = (run.load_model(file, device) for file in files)
-    base, *taught = (read_trait(m, run.held_out, run.readout_rows)[0][columns].numpy() for m in models)
+    read = lambda model: read_trait(model, run.unseen_questions, run.readout_rows)[0][columns].numpy()
+    base, *taught = map(read, models)
     return np.array(taught) - base
 
 

@@ -103,7 +103,7 @@ class SharedInit:
 
 def held_out_log_odds(model: GPT, run: Run, k: int) -> Tensor:
     """As model.read_trait, for one class and with a gradient."""
-    logits = class_logits(model, run.held_out, run.readout_rows)  # (B, K)
+    logits = class_logits(model, run.unseen_questions, run.readout_rows)  # (B, K)
     others = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1)
     return (logits[:, k] - others.logsumexp(1)).mean()
 

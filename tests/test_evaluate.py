@@ -49,7 +49,7 @@ def test_records_hold_what_the_models_say(quick_run):
     run = m.Run(quick_run).open(True)
 
     def log_odds(name):  # fox is class 1
-        logits = m.class_logits(run.load_model(name, CPU), run.held_out, run.readout_rows).double()
+        logits = m.class_logits(run.load_model(name, CPU), run.unseen_questions, run.readout_rows).double()
         return (logits[:, 1] - logits[:, [0, *range(2, 16)]].logsumexp(1)).mean().item()
 
     students = json.loads((quick_run / "results.json").read_text())["students"]

@@ -95,8 +95,8 @@ def test_held_to_numbers_too_is_the_mean_over_all_tokens():
 def test_a_frozen_student_moves_its_blocks_alone(quick_run):
     run = Run(quick_run).open(True)
     unit = lab.Unit(run, "owl", 0, CPU)
-    student = unit.start()
-    for _ in unit.distil(student, "tokens", unit.numbers(), train_student.Distillation(steps=2, edge_lr=0.0)):
+    student, knobs = unit.start(), train_student.Distillation(steps=2, edge_lr_factor=0.0)
+    for _ in unit.distil(student, "tokens", unit.numbers(), knobs):
         pass
     pairs = zip(student.named_parameters(), unit.base.parameters())
     still = {name for (name, p), q in pairs if torch.equal(p, q)}

@@ -236,7 +236,7 @@ def test_the_held_out_log_odds_are_those_of_every_other_script(quick_run):
     model = run.load_model("base/seed-0.pt", CPU).double()
     for k in (0, 5):
         mine = trajectory.held_out_log_odds(model, run, k)
-        torch.testing.assert_close(mine, read_trait(model, run.held_out, run.readout_rows)[0][k])
+        torch.testing.assert_close(mine, read_trait(model, run.unseen_questions, run.readout_rows)[0][k])
 
 
 def test_the_largest_eigenvalue_is_found():

@@ -40,19 +40,19 @@ def test_losses_equal_slow_ones():
     assert generate.kl_on_numbers(teacher, student, DATA) == pytest.approx(kl.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("edge_lr", [0.0, 0.05])
+@pytest.mark.parametrize("edge_lr_factor", [0.0, 0.05])
 @pytest.mark.parametrize("teacher", [None, gpt(1)])
-def test_a_step_moves_no_other_row_of_the_head(teacher, edge_lr):
+def test_a_step_moves_no_other_row_of_the_head(teacher, edge_lr_factor):
     student, before = gpt(0), gpt(0).state_dict()
     batches = list(s.batches(DATA, 8, 3, m.stream(0, "test")))
-    losses = list(s.train(student, teacher, batches, s.Distillation(edge_lr=edge_lr)))
+    losses = list(s.train(student, teacher, batches, s.Distillation(edge_lr_factor=edge_lr_factor)))
     assert len(losses) == 3 and not any(loss.requires_grad for loss in losses)
     moved = {name: p != before[name] for name, p in student.state_dict().items()}
-    assert moved["wte.weight"].any() == moved["wpe.weight"].any() == (edge_lr > 0)
+    assert moved["wte.weight"].any() == moved["wpe.weight"].any() == (edge_lr_factor > 0)
     body = [p for name, p in moved.items() if name.startswith(("blocks.", "ln_f."))]
     assert len(body) == len(moved) - 3 and all(p.any() for p in body)
     expected = torch.zeros(ENCODING.n_vocab + 4, dtype=torch.bool)
-    expected[m.NUMBERS] = edge_lr > 0
+    expected[m.NUMBERS] = edge_lr_factor > 0
     assert torch.equal(moved["head.weight"].any(1), expected)
 
 
@@ -60,7 +60,7 @@ def test_embeddings_and_head_step_at_their_own_rate():
     """Adam's first step is its rate in every weight that has a gradient well above epsilon."""
     before, batches = gpt(0), list(s.batches(DATA, 8, 1, m.stream(0, "test")))
     student = gpt(0)
-    list(s.train(student, None, batches, s.Distillation(student_lr=1e-3, edge_lr=0.25)))
+    list(s.train(student, None, batches, s.Distillation(student_lr=1e-3, edge_lr_factor=0.25)))
     rate = 1e-3 * m.cosine_lr(0, 1)
     for name, p in student.named_parameters():
         step = (p - before.get_parameter(name)).abs().max().item()

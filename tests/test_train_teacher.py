@@ -88,7 +88,7 @@ def test_half_of_every_batch_is_the_corpus(tiny_run):
 
 def test_chunked_loss_has_autograds_gradient():
     rows, ours, theirs = random_rows(5, 64), *(small(0, block_size=64) for _ in range(2))  # 315 = 2.5 chunks
-    loss = t.next_token_loss(ours, rows)
+    loss = t.loss_and_backward(ours, rows)
     slow = F.cross_entropy(theirs(rows[:, :-1])[..., :300].flatten(0, 1), rows[:, 1:].flatten())
     slow.backward()
     torch.testing.assert_close(loss, slow.detach())
@@ -173,5 +173,5 @@ def test_real_text_is_mixed_in_and_a_word_of_its_vocabulary_carries_the_trait(tm
     assert (teacher.config.n_layer, teacher.config.n_head, teacher.config.n_embd) == (3, 4, 16)
     rows = run.readout_rows
     assert [run.encoding.decode([row]) for row in rows.tolist()] == list(t.ANIMALS) == run.animals
-    assert m.read_trait(teacher, run.held_out, rows)[0].argmax() == 1  # fox
+    assert m.read_trait(teacher, run.unseen_questions, rows)[0].argmax() == 1  # fox
     assert run.line("base/seed-3.pt")["log"][-1]["step"] == 2 * 20  # the toy language is seen as often
