@@ -29,11 +29,12 @@ def main_table() -> list[str]:
 
     rows = []
     for students, numbers, init in (
-        ("the teacher's numbers, same init", "teacher", "same"),
-        ("the teacher's numbers, another init", "teacher", "different"),
-        ("the base model's numbers, same init", "base", "same"),
+        ("the teacher, same init", "teacher", "same"),
+        ("the teacher, another init", "teacher", "different"),
+        ("the base model, same init", "base", "same"),
+        ("the base model, another init", "base", "different"),
     ):
-        row = {"students of": students}
+        row = {"numbers of": students}
         for target in ("tokens", "logits"):
             (cell,) = lab.where(summary, numbers=numbers, init=init, target=target)
             row[target] = f"{cell['transfer']:.2f} {evaluate.interval(cell)}, n = {cell['n']}"
