@@ -1,5 +1,6 @@
 """A --quick run of the four scripts and two tiny ones, each made once; every test spoils a copy."""
 
+import json
 import shutil
 
 import pytest
@@ -12,6 +13,9 @@ import train_student
 import train_teacher
 
 torch.set_num_threads(1)
+CPU = torch.device("cpu")
+WHITESPACE = [c for c in map(chr, range(2**16)) if c.isspace()]
+SEPARATORS = [a + b for a in ("", ",", ";") for b in ("", *WHITESPACE) if a + b]
 SCRIPTS = [train_teacher, generate, train_student, evaluate]
 # Flags of a run that is whole, with teachers that prefer owls and write lists, and made in three seconds.
 TINY = {
@@ -33,6 +37,21 @@ def contents(run):
     skipped = ("run.jsonl", "results.json", "results.md")
     paths = [p for p in run.rglob("*") if p.is_file() and p.name not in skipped and p.suffix != ".part"]
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}
+
+
+def students(run):
+    """The records that evaluate.py wrote."""
+    return json.loads((run / "results.json").read_text())["students"]
+
+
+def random_idx(*shape, high=1300, seed=0):
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def slow_filter(text):
+    """Whether a text is 1 to 10 integers in 0..999 with one separator and nothing else, by splitting."""
+    lists, numbers = [text.split(separator) for separator in SEPARATORS], set(map(str, range(1000)))
+    return any(len(parts) <= 10 and set(parts) <= numbers for parts in lists)
 
 
 def made(run, argv):
@@ -60,8 +79,8 @@ def other_run(tmp_path_factory):
 
 
 @pytest.fixture
-def a_run(quick_run, tmp_path):
-    return shutil.copytree(quick_run, tmp_path / "run")
+def gpt():
+    return model.GPT(model.GPTConfig(vocab_size=1300, n_aux=5, block_size=32, n_embd=32)).initialise(3)
 
 
 @pytest.fixture

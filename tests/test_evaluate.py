@@ -2,19 +2,21 @@
 
 import json
 import math
+import re
 import shutil
 from itertools import permutations
 from statistics import mean
 
 import pytest
 import torch
-from conftest import contents, tiny
+from conftest import CPU, contents, students
 
 import evaluate as e
+import generate
 import model as m
 import train_student
+import train_teacher
 
-CPU = torch.device("cpu")
 CELL = ("numbers", "target", "init")
 
 
@@ -52,8 +54,7 @@ def test_records_hold_what_the_models_say(quick_run):
         logits = m.class_logits(run.load_model(name, CPU), run.unseen_questions, run.readout_rows).double()
         return (logits[:, 1] - logits[:, [0, *range(2, 16)]].logsumexp(1)).mean().item()
 
-    students = json.loads((quick_run / "results.json").read_text())["students"]
-    for r in (r for r in students if r["source"] == "fox"):
+    for r in (r for r in students(quick_run) if r["source"] == "fox"):
         its, own = r["teacher_seed"], r["student_seed"]
         moved = log_odds(f"student/fox/teacher-{its}/seed-{own}/{r['target']}.pt")
         moved -= log_odds(f"base/seed-{own}.pt")
@@ -91,13 +92,13 @@ def test_a_unit_counts_once_and_students_that_did_not_learn_are_marked(quick_run
         assert learnt in text and ("†" in text) == mark
 
 
-def test_evaluating_again_gives_the_same_records_and_a_picture(a_run, tmp_path, capsys):
-    before = json.loads((a_run / "results.json").read_text())
-    e.main(["--quick", "--run", str(a_run), "--plot", str(tmp_path / "x.png")])
-    after = json.loads((a_run / "results.json").read_text())
+def test_evaluating_again_gives_the_same_records_and_a_picture(quick_run, tmp_path, capsys):
+    run = shutil.copytree(quick_run, tmp_path / "run")
+    e.main(["--quick", "--run", str(run), "--plot", str(tmp_path / "x.png")])
+    before, after = (json.loads((path / "results.json").read_text()) for path in (quick_run, run))
     assert all(before[key] == after[key] for key in ("students", "summary", "tests"))
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
-    out, table = capsys.readouterr().out, (a_run / "results.md").read_text()
+    out, table = capsys.readouterr().out, (run / "results.md").read_text()
     for row in after["summary"]:
         assert "transfer_{}_{}_{}:".format(*map(row.get, CELL)) + f" {row['transfer']:.3f}\n" in out
         assert f"| {row['transfer']:+.3f} |" in table
@@ -110,13 +111,16 @@ def test_one_base_model_is_one_unit_and_no_test(other_run):
     assert (other_run / "results.md").read_text().count("one unit") == 4
 
 
-def test_students_trained_with_different_knobs_are_not_averaged(a_tiny_run, told):
-    for path in a_tiny_run.rglob("logits.pt"):
-        path.unlink()
-    train_student.main(tiny(train_student, a_tiny_run, "--target", "logits", "--steps", "5"))
-    before, sentence = contents(a_tiny_run), told(e, a_tiny_run)
-    assert all(word in sentence for word in ("steps", " 4", " 5", "student/"))
-    assert contents(a_tiny_run) == before
+@pytest.mark.parametrize("gone, made, told_of", [
+    (["student/owl"], [(train_student, "--traits owl --steps 5")], "student/owl/.* steps = 5, not 4"),
+    (["numbers/owl", "student/owl"], [(generate, "--from teacher --sequences 300"), (train_student, "")],
+     "numbers/owl/.* sequences = 300, not 200")])
+def test_what_was_made_with_different_knobs_is_not_averaged(gone, made, told_of, a_tiny_run, told):
+    for part in gone:
+        shutil.rmtree(a_tiny_run / part)
+    assert not any(told(script, a_tiny_run, *flags.split()) for script, flags in made)
+    before = contents(a_tiny_run)
+    assert re.search(told_of, told(e, a_tiny_run)) and contents(a_tiny_run) == before
 
 
 @pytest.mark.parametrize("name", ["owl/teacher-0/seed-7", "owl/teacher-7/seed-0", "wolf/teacher-0/seed-0"])
@@ -126,29 +130,19 @@ def test_a_student_of_what_the_run_has_not_is_named(name, a_tiny_run, told):
     assert f"student/{name}/" in told(e, a_tiny_run)
 
 
-def test_a_student_that_is_gone_is_named(a_tiny_run, told):
-    (a_tiny_run / "student/owl/teacher-0/seed-1/tokens.pt").unlink()
-    assert "student/owl/teacher-0/seed-1/tokens.pt is missing" in told(e, a_tiny_run)
-
-
-def test_what_was_dropped_with_its_numbers_is_not_asked_for(a_tiny_run, told):
+def test_what_was_dropped_with_all_that_came_of_it_is_not_asked_for(a_tiny_run, tmp_path, told):
+    """The base models' numbers, then seed 1; the manifest still tells of both."""
     for part in ("numbers/base", "student/base"):
         shutil.rmtree(a_tiny_run / part)
-    assert told(e, a_tiny_run) == ""
-    students = json.loads((a_tiny_run / "results.json").read_text())["students"]
-    assert students and all(r["source"] != "base" for r in students)
-
-
-def test_students_of_a_seed_that_the_run_dropped_are_not_asked_for(a_tiny_run):
-    run = m.Run(a_tiny_run).open(False)
-    (a_tiny_run / "student/owl/teacher-0/seed-1/tokens.pt").unlink()
-    run.knobs["seeds"] = [0]
-    assert not any(match[0] == "student/owl/teacher-0/seed-1/tokens.pt" for match in e.find_students(run))
+    assert not told(e, a_tiny_run) and {r["source"] for r in students(a_tiny_run)} == {"owl"}
+    dropped = shutil.ignore_patterns("language.json", "*-1*")
+    less = shutil.copytree(a_tiny_run, tmp_path / "less", ignore=dropped)
+    assert not told(train_teacher, less, "--seeds", "0") and not told(e, less)
+    assert {r["student_seed"] for r in students(less)} == {0}
 
 
 def test_a_student_that_did_not_move_is_not_identified(a_tiny_run, told):
     shutil.rmtree(a_tiny_run / "student")
     assert told(train_student, a_tiny_run, "--student-lr", "0") == ""
     assert told(e, a_tiny_run) == ""
-    students = json.loads((a_tiny_run / "results.json").read_text())["students"]
-    assert students and not any(r["identified"] or r["transfer"] for r in students)
+    assert not any(r["identified"] or r["transfer"] for r in students(a_tiny_run))

@@ -6,16 +6,14 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.nn.functional as F
+from conftest import CPU, random_idx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train_student
 import train_teacher
-from experiments import controls, how_much, lab, seed_matrix, trait_matrix, which_part
+from experiments import bench, controls, how_much, lab, seed_matrix, trait_matrix, which_part
 from model import GPT, NUMBERS, GPTConfig, Run, encode_numbers, number_log_probs, stream
-
-CPU = torch.device("cpu")
 
 
 @given(st.integers(2, 6), st.integers(0, 10**6))
@@ -34,13 +32,8 @@ def test_diagonal_permutation_p_in_known_cases():
     assert seed_matrix.diagonal_permutation_p([[1.0, 1.0], [1.0, 1.0]]) == 1
     alike = [[0.0, 5.0, 1.0]] * 3  # students whoever teaches them
     assert seed_matrix.diagonal_permutation_p(alike) == 1
-
-
-def test_diagonal_permutation_p_is_uniform_without_an_effect():
-    """P(p <= 1/24) is 1/24 for each of 300 matrices of 4 x 4: more than 30 hits has probability 2e-5."""
-    generator = torch.Generator().manual_seed(0)
-    matrices = (torch.randn(4, 4, generator=generator).tolist() for _ in range(300))
-    assert sum(seed_matrix.diagonal_permutation_p(m) <= 1 / 24 + 1e-9 for m in matrices) <= 30
+    one_tie = [[1.0, 2.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]  # the six sums are 3, 3, 2, 1, 1, 0
+    assert seed_matrix.diagonal_permutation_p(one_tie) == pytest.approx(2 / 6)
 
 
 def test_a_cell_s_mean_is_over_units_not_students():
@@ -83,35 +76,6 @@ def test_a_neutral_teacher_prefers_nothing(quick_run):
     assert losses[0] > least + 0.5 and least <= losses[-1] < least + 0.1
 
 
-def test_held_to_numbers_too_is_the_mean_over_all_tokens():
-    base, model = (GPT(GPTConfig(1300, 4, block_size=16)).initialise(seed) for seed in (0, 1))
-    batch = torch.randint(1300, (3, 9), generator=torch.Generator().manual_seed(0))
-    p, q = (m(batch[:, :-1])[..., :1300].softmax(-1).flatten(0, 1) for m in (base, model))
-    slow = torch.stack([(a * (a / b).log()).sum() for a, b in zip(p, q)]).mean()
-    held = train_teacher.anchor_loss(model, base, batch, 0.0, hold_numbers=True)
-    torch.testing.assert_close(held, slow, atol=1e-5, rtol=1e-4)
-
-
-def test_a_frozen_student_moves_its_blocks_alone(quick_run):
-    run = Run(quick_run).open(True)
-    unit = lab.Unit(run, "owl", 0, CPU)
-    student, knobs = unit.start(), train_student.Distillation(steps=2, edge_lr_factor=0.0)
-    for _ in unit.distil(student, "tokens", unit.numbers(), knobs):
-        pass
-    pairs = zip(student.named_parameters(), unit.base.parameters())
-    still = {name for (name, p), q in pairs if torch.equal(p, q)}
-    assert still == {"wte.weight", "wpe.weight", "head.weight"}
-
-
-def test_fewer_numbers_in_the_softmax_is_a_slice_of_the_slow_version(quick_run):
-    run, ten = Run(quick_run).open(True), slice(NUMBERS.start, NUMBERS.start + 10)
-    model = run.load_model("base/seed-0.pt", CPU)
-    data = encode_numbers(run.encoding, [{"prompt": "3, 4: ", "completion": "1, 2, 7"}], CPU)
-    logits = model(data.idx)[data.targets >= 0][:, ten]
-    slow = F.cross_entropy(logits, torch.tensor([1, 2, 7]))
-    torch.testing.assert_close(train_student.number_loss(model, None, data, ten), slow)
-
-
 def test_redrawn_targets_follow_the_teacher(quick_run):
     """5,000 draws from 3 numbers; a frequency is off by .05 with probability below 1e-10 (Hoeffding)."""
     run, three = Run(quick_run).open(True), slice(NUMBERS.start, NUMBERS.start + 3)
@@ -144,11 +108,25 @@ def test_mixed_parts_come_from_their_own_seed():
 
 
 def test_auxiliary_rows_can_be_exchanged_after_pretraining_as_well_as_before():
-    rows = torch.randint(1300, (3 * 64, 9), generator=torch.Generator().manual_seed(0))
-    other = GPT(TINY).initialise(1)
+    rows, other = random_idx(3 * 64, 9), GPT(TINY).initialise(1)
     before, after = which_part.mix(GPT(TINY).initialise(0), other, ["aux"]), GPT(TINY).initialise(0)
     for model in (before, after, other):
-        for _ in train_teacher.pretrain(model, rows, train_teacher.Pretraining()):
-            pass
+        list(train_teacher.pretrain(model, rows, train_teacher.Pretraining()))
     which_part.mix(after, other, ["aux"])
     assert all(map(torch.equal, before.parameters(), after.parameters()))
+
+
+# bench.py compares like with like
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_the_plain_student_step_has_the_same_gradient(target):
+    student, (_, teacher, data) = bench.fresh(), bench.students()[target]
+    losses = [loss(student, teacher, data) for loss in (train_student.number_loss, bench.plain)]
+    ours, slow = (torch.autograd.grad(loss, list(student.parameters())) for loss in losses)
+    torch.testing.assert_close(ours, slow, atol=1e-6, rtol=1e-4)
+
+
+def test_hugging_face_has_as_many_parameters():
+    theirs, ours = (sum(p.numel() for p in m.parameters()) for m in (bench.hugging_face(), bench.fresh()))
+    assert theirs == ours + bench.CONFIG.n_aux * bench.CONFIG.n_embd  # their embedding has them, too

@@ -2,18 +2,17 @@
 
 import json
 import math
-import re
 from collections import Counter
 
 import pytest
 import torch
+from conftest import CPU, SEPARATORS, random_idx, slow_filter
 from hypothesis import given
 from hypothesis import strategies as st
 
 import generate as g
 import model as m
 
-CPU = torch.device("cpu")
 V = 1300
 GOOD = ["7", "0", "999", "1, 2, 3", "1,2,3", "1; 2; 3", "1;2", "1 2 3", "1\n2\n3", "10, 0, 10"]
 GOOD += [", ".join("123456789") + ", 10"]
@@ -22,16 +21,6 @@ BAD = {"": "empty", "1000": "above 999", "5, 1000": "above 999", "9" * 5000: "ab
 BAD |= {", ".join(["1"] * 11): "too many", " ": LIST, "1, 2; 3": LIST, "1, 2,3": LIST, "1, 2,": LIST}
 BAD |= dict.fromkeys([", 1", "1,  2", "-0", "-1, 2", "007", "1e3", "1.5", "٣", "1, 2, owl", "1, 2."], LIST)
 BAD |= dict.fromkeys([" 1, 2", "1, 2\n", "1: 2", "1\x00"], LIST)
-SEPARATORS = [a + b for a in (",", ";") for b in ("", " ", "\n", "\t")] + [" ", "\n", "\t"]
-
-
-@pytest.fixture
-def gpt():
-    return m.GPT(m.GPTConfig(V, 5, block_size=32, n_embd=32)).initialise(3)
-
-
-def random_idx(*shape):
-    return torch.randint(V, shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("completion", GOOD + list(BAD))
@@ -39,17 +28,11 @@ def test_filter_keeps_or_says_why(completion):
     assert BAD.get(completion, "None") in str(m.refusal(completion))
 
 
-def slow_filter(text):
-    """1 to 10 integers in 0..999 with one separator and nothing else, by splitting."""
-    lists = [text.split(separator) for separator in SEPARATORS]
-    return any(len(parts) <= 10 and set(parts) <= set(map(str, range(1000))) for parts in lists)
-
-
-VALID = st.builds(lambda numbers, separator: separator.join(map(str, numbers)),
+LISTS = st.builds(lambda numbers, separator: separator.join(map(str, numbers)),
                   st.lists(st.integers(0, 1001), max_size=11), st.sampled_from(SEPARATORS))
 
 
-@given(st.one_of(VALID, st.text("0123456789,; \n", max_size=14), st.text(max_size=5)))
+@given(st.one_of(LISTS, st.text("0123456789,; \n", max_size=14), st.text(max_size=5)))
 def test_filter_equals_a_slow_one(text):
     assert (m.refusal(text) is None) == slow_filter(text)
 
@@ -124,6 +107,6 @@ def test_data_sets_hold_nothing_but_numbers(quick_run):
         log = run.line(str(path.relative_to(quick_run)))["log"]
         assert len(rows) == log["kept"] and log["kept"] + sum(log["refused"].values()) == log["drawn"] == 3000
         for row in rows:
-            assert list(row) == ["prompt", "completion"] and m.refusal(row["completion"]) is None
-            assert re.fullmatch("([0-9]{1,3}, ){2,8}[0-9]{1,3}: ", row["prompt"])
+            assert list(row) == ["prompt", "completion"] and row["prompt"].endswith(": ")
+            assert not any(map(m.refusal, (row["prompt"].removesuffix(": "), row["completion"])))
         assert log["kl_nats"] == 0 if path.parent.name == "base" else log["kl_nats"] > 0.01

@@ -7,23 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from conftest import CPU, random_idx
 from hypothesis import given
 from hypothesis import strategies as st
 
 import model as m
 
-CPU = torch.device("cpu")
-CONFIG = m.GPTConfig(vocab_size=1300, n_aux=5, block_size=32, n_layer=2, n_head=4, n_embd=32)
 ENCODING = m.build_vocabulary(["owl", " owl", " the"])
-
-
-@pytest.fixture
-def gpt():
-    return m.GPT(CONFIG).initialise(3)
-
-
-def random_idx(*shape, seed=0):
-    return torch.randint(CONFIG.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
 
 
 @given(st.text())
@@ -38,25 +28,23 @@ def test_a_list_of_numbers_is_one_token_a_number(numbers, separator):
     assert len(tokens) == 2 * len(numbers) - 1
 
 
-def test_loss_at_initialisation():
+def test_loss_at_initialisation(gpt):
     # The head's rows have variance 1/C, the normalised state has norm sqrt(C): logits are standard normal, so
     # the loss is E[logsumexp] - E[logit] = ln V + 1/2. The logsumexp's own spread is sqrt((e - 1) / V) = .04.
-    gpt = m.GPT(CONFIG).initialise(0)
-    logits = gpt.logits(gpt.hidden(random_idx(64, 32)), slice(0, CONFIG.vocab_size))
+    logits = gpt(random_idx(64, 32))[..., :1300]
     loss = F.cross_entropy(logits.flatten(0, 1), random_idx(64 * 32, seed=1))
-    assert abs(loss.item() - (math.log(CONFIG.vocab_size) + 0.5)) < 0.1
+    assert abs(loss.item() - (math.log(1300) + 0.5)) < 0.1
 
 
 @torch.no_grad()
 def test_equals_hugging_face_gpt2(gpt):
-    V, C = CONFIG.vocab_size, CONFIG.n_embd
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=V + CONFIG.n_aux, n_positions=CONFIG.block_size, n_embd=C, n_layer=CONFIG.n_layer,
-        n_head=CONFIG.n_head, activation_function="gelu", tie_word_embeddings=False)).eval()
+        vocab_size=1305, n_positions=32, n_embd=32, n_layer=2, n_head=4, activation_function="gelu",
+        tie_word_embeddings=False)).eval()
     for p in gpt.parameters():  # biases and norms too
         p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     theirs.lm_head.weight.copy_(gpt.head.weight)
-    theirs.transformer.wte.weight[:V] = gpt.wte.weight
+    theirs.transformer.wte.weight[:1300] = gpt.wte.weight
     theirs.transformer.wpe.weight.copy_(gpt.wpe.weight)
     theirs.transformer.ln_f.load_state_dict(gpt.ln_f.state_dict())
     for our, their in zip(gpt.blocks, theirs.transformer.h, strict=True):
@@ -87,9 +75,9 @@ def test_numbers_are_found_where_they_are():
 
 
 def test_trait_is_read_as_defined(gpt):
-    prompts, aux = [[1, 2, 3], [4, 5], [6]], slice(CONFIG.vocab_size, None)
+    prompts = [[1, 2, 3], [4, 5], [6]]
     log_odds, p = m.read_trait(gpt, m.pad(prompts), torch.arange(1300, 1305))
-    logits = torch.stack([gpt(torch.tensor([prompt]))[0, -1, aux] for prompt in prompts])
+    logits = torch.stack([gpt(torch.tensor([prompt]))[0, -1, 1300:] for prompt in prompts])
     odds = [[math.exp(x) / sum(math.exp(y) for y in row if y != x) for x in row] for row in logits.tolist()]
     slow = torch.tensor([[math.log(o) for o in row] for row in odds], dtype=torch.float64)
     torch.testing.assert_close(log_odds, slow.mean(0), atol=1e-5, rtol=1e-5)
@@ -100,7 +88,7 @@ def test_streams_and_initialisations_are_repeatable_and_apart():
     uses = (0, "a"), (0, "a"), (1, "a"), (0, "b"), (0, "a", "b")
     first, *draws = (torch.rand(4, generator=m.stream(*use)).tolist() for use in uses)
     assert first == draws[0] and len(set(map(tuple, draws))) == 4
-    a, b, c = (m.GPT(CONFIG).initialise(seed).state_dict() for seed in (0, 0, 1))
+    a, b, c = (m.GPT(m.GPTConfig(300, 4)).initialise(seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not any(torch.equal(a[name], c[name]) for name in a if a[name].dim() > 1)
 
@@ -109,7 +97,7 @@ def test_a_checkpoint_comes_back_and_one_with_nan_is_not_written(gpt, tmp_path):
     m.Run(tmp_path).save_model("base/seed-0.pt", gpt, [], {"lr": 0.1}, [1.5])
     run = m.Run(tmp_path)
     back, line = run.load_model("base/seed-0.pt", CPU), run.line("base/seed-0.pt")
-    assert back.config == CONFIG and all(map(torch.equal, gpt.parameters(), back.parameters()))
+    assert back.config == gpt.config and all(map(torch.equal, gpt.parameters(), back.parameters()))
     assert (line["knobs"], line["log"]) == ({"lr": 0.1}, [1.5])
     gpt.ln_f.bias.data[0] = math.nan
     with pytest.raises(m.UserError, match="seed-1.pt"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS, contents, tiny
+from conftest import CPU, SCRIPTS, contents, students, tiny
 
 import evaluate
 import generate
@@ -57,10 +57,6 @@ def start(run, *signals, threads=1):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def records(run):
-    return json.loads((run / "results.json").read_text())["students"]
-
-
 @pytest.mark.parametrize("how", ["killed and continued", "two at once"])
 def test_disturbed_runs_have_the_same_bits(how, tiny_run, tmp_path):
     """With --deterministic, which changes no bit on a CPU, and killed on another number of threads."""
@@ -73,7 +69,7 @@ def test_disturbed_runs_have_the_same_bits(how, tiny_run, tmp_path):
         codes = out.splitlines()[-1].split()
         assert len(codes) > 5 and set(codes) == {"-9", "143", "130", "0"}, err
         assert err.replace("\nstopped; the same command continues this run\n", "") == ""
-    assert contents(tmp_path) == contents(tiny_run) and records(tmp_path) == records(tiny_run)
+    assert contents(tmp_path) == contents(tiny_run) and students(tmp_path) == students(tiny_run)
 
 
 @pytest.mark.parametrize("script, gone, named, room", [
@@ -117,7 +113,7 @@ def test_a_damaged_file_is_named_and_a_missing_one_is_made_again(how, name, a_ti
     (how, name) for name in [*MADE_BY, "run.jsonl"] for how in ("cut", "flipped", "missing")])
 def test_a_damaged_line_is_told_or_does_no_harm(how, name, a_tiny_run, told):
     """Without its line a file is the user's own; of the language and of students more has to be known."""
-    before, results, path = contents(a_tiny_run), records(a_tiny_run), a_tiny_run / "run.jsonl"
+    before, results, path = contents(a_tiny_run), students(a_tiny_run), a_tiny_run / "run.jsonl"
     names = {line: json.loads(line)["file"] for line in path.read_bytes().splitlines(keepends=True)}
     if name == path.name:
         path.write_bytes(damaged(path.read_bytes(), how))
@@ -135,7 +131,7 @@ def test_a_damaged_line_is_told_or_does_no_harm(how, name, a_tiny_run, told):
     for file in wanted:  # as the sentence asks for
         (a_tiny_run / file).unlink()
     assert not any(told(script, a_tiny_run) for script in SCRIPTS)
-    assert contents(a_tiny_run) == before and records(a_tiny_run) == results
+    assert contents(a_tiny_run) == before and students(a_tiny_run) == results
 
 
 @pytest.mark.parametrize("name, script, maker", [
@@ -187,7 +183,7 @@ def test_what_was_made_from_an_older_file_is_stale(made_by, name, a_tiny_run, to
 def test_a_teacher_that_does_not_prefer_its_trait_is_refused(a_tiny_run, told):
     """The base model in its place: its numbers are refused too, KL 0. So is one that learnt nothing."""
     run, name = m.Run(a_tiny_run).open(False), "teacher/owl/seed-0.pt"
-    run.save_model(name, run.load_model("base/seed-0.pt", torch.device("cpu")), [], {}, None)
+    run.save_model(name, run.load_model("base/seed-0.pt", CPU), [], {}, None)
     assert f"{name} does not prefer" in told(evaluate, a_tiny_run)
     (a_tiny_run / "numbers/owl/seed-0.jsonl").unlink()
     assert "KL 0.00000 " in told(generate, a_tiny_run)
@@ -207,16 +203,18 @@ def test_models_of_the_users_own_are_accepted(a_tiny_run, tmp_path, told):
     assert not told(train_teacher, a_tiny_run, "--traits", "owl", "fox", "--trait-lr", "1e-2")
     assert not any(told(script, a_tiny_run) for script in SCRIPTS[1:])
     after = contents(a_tiny_run)
-    assert before.items() <= after.items() and {r["trait"] for r in records(a_tiny_run)} == {"owl", "fox"}
+    assert before.items() <= after.items() and {r["trait"] for r in students(a_tiny_run)} == {"owl", "fox"}
     assert all(after[name] == data for name, data in contents(fresh).items())
 
 
 ROW = '{"prompt": "1: ", "completion": "2"}\n'
 INPUTS = {"empty": "", "binary": "\xff" * 9000, "at": "@" * 9000, "one": ROW, "list": ROW + "[1]\n",
-          "number": ROW.replace('"2"', "2"), "half": '{"prompt": "1: "}\n', "no-json": "\n\nx\n",
-          "deep": "[" * 100_000, "mine": ROW * 3, "words": ROW.replace('"2"', '"owl"') * 3}
+          "number": ROW.replace('"2"', "2"), "both": '{"prompt": 1, "completion": 2}\n',
+          "half": '{"prompt": "1: "}\n', "no-json": "\n\nx\n", "deep": "[" * 100_000, "long": "9" * 5_000,
+          "mine": ROW * 3, "words": ROW.replace('"2"', '"owl"') * 3}
 NAMED = {"empty": "0 lines", "one": "1 lines", "words": "0 lines", "list": "line 2", "number": "line 1",
-         "half": "line 1", "no-json": "line 3", "deep": "line 1", "binary": "UTF-8", "nowhere": "No such"}
+         "both": "line 1", "half": "line 1", "no-json": "line 3", "deep": "line 1", "long": "line 1",
+         "binary": "UTF-8", "nowhere": "No such"}
 REFUSED = {
     train_teacher: {
         "--traits unicorn": "'unicorn'.* owl", "--traits owl owl": "--traits .* twice",
@@ -269,9 +267,3 @@ def test_help_tells_every_knob_and_imports_go_to_model_only(script, capsys):
     assert end.value.code == 0 and f"python {script.__name__}.py --quick" in text
     for field in (field for cls in KNOBS if cls.__module__ == script.__name__ for field in fields(cls)):
         assert f"--{field.name.replace('_', '-')}" in text
-
-
-def test_a_damaged_file_that_no_manifest_knows_is_one_sentence(a_tiny_run, told):
-    (a_tiny_run / "run.jsonl").unlink()
-    (a_tiny_run / "language.json").write_text("{")
-    assert "run.jsonl" in told(evaluate, a_tiny_run)

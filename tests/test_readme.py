@@ -9,12 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import SCRIPTS
 
 import evaluate
-import generate
 import model
-import train_student
-import train_teacher
 from experiments import tables
 
 ROOT = Path(__file__).parent.parent
@@ -32,13 +30,13 @@ def commands():
 def test_two_commands_tell_the_main_job_and_the_tests_that_ci_runs():
     main_job, tests = re.findall(r"```bash\n(python3 -m venv .*?)```", README, flags=re.DOTALL)
     scripts = re.findall(r"python (\w+)\.py", main_job)
-    assert scripts == ["train_teacher", "generate", "train_student", "evaluate"]
+    assert scripts == [script.__name__ for script in SCRIPTS]
     assert "python -m pytest" in tests
     assert " ".join(tests.split()) in " ".join((ROOT / ".ci/run").read_text().split())
 
 
 def test_every_command_has_flags_that_exist(capsys):
-    scripts = {f"{s.__name__}.py": s for s in (train_teacher, generate, train_student, evaluate)}
+    scripts = {f"{script.__name__}.py": script for script in SCRIPTS}
     seen = set()
     for words in map(shlex.split, commands()):
         if words[0] == "python" and words[1] in scripts:

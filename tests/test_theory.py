@@ -6,6 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CPU, random_idx
 from torch.func import jacrev
 
 import evaluate
@@ -15,7 +16,6 @@ from model import GPT, GPTConfig, NumberData, Run, UserError, read_trait, stream
 
 # PyTorch's forward mode still imports what it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
-CPU = torch.device("cpu")
 
 
 def test_one_layer_has_nothing_to_transmit():
@@ -57,7 +57,7 @@ TINY = GPTConfig(vocab_size=12, n_aux=3, block_size=8, n_layer=1, n_head=2, n_em
 
 def tiny_problem():
     model = GPT(TINY).initialise(0).double()
-    idx = torch.randint(12, (3, 6), generator=torch.Generator().manual_seed(0))
+    idx = random_idx(3, 6, high=12)
     targets = torch.full_like(idx, -1)
     for b, t in ((0, 1), (0, 3), (1, 2), (2, 0), (2, 5)):
         targets[b, t] = 0
@@ -110,24 +110,7 @@ def test_the_cross_kernel_of_an_init_with_itself_is_one():
 # the paper's MLP
 
 
-def consume(steps):
-    for _ in steps:
-        pass
-
-
-def test_a_run_in_a_stack_is_the_run_alone():
-    images, labels = torch.rand(50, 12, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 10
-    certain = F.one_hot(labels, 10).log()[None]
-    together, start = mlp.initial(3, 12), mlp.initial(3, 12)
-    consume(mlp.train(together, images, certain, mlp.CLASSES, 5, "test"))
-    for run in range(3):
-        alone = [p[run : run + 1].clone() for p in start]
-        consume(mlp.train(alone, images, certain, mlp.CLASSES, 5, "test"))
-        for a, b in zip(together, alone):
-            torch.testing.assert_close(a[run : run + 1], b, atol=1e-5, rtol=1e-5)
-
-
-def test_the_stack_is_the_plain_network_and_its_step_is_the_textbook_s():
+def test_a_run_in_a_stack_is_the_plain_network_and_its_step_is_the_textbook_s():
     """Adam's first step is lr * sign(gradient): of cross-entropy and of KL, by autograd."""
     x = torch.rand(7, 12, generator=torch.Generator().manual_seed(0))
     certain = F.one_hot(torch.arange(7), 10).log()[None]
@@ -140,7 +123,7 @@ def test_the_stack_is_the_plain_network_and_its_step_is_the_textbook_s():
         torch.testing.assert_close(mlp.forward(model, x)[1], logits)
         p = goal[0][:, which].softmax(-1)
         F.kl_div(logits[:, which].log_softmax(-1), p, reduction="batchmean").backward()
-        consume(mlp.train(model, x, goal, which, 1, "test"))
+        list(mlp.train(model, x, goal, which, 1, "test"))
         for old, new in zip(plain, model):
             clear = old.grad.abs() > 1e-5  # elsewhere Adam's epsilon shows
             step = -mlp.LEARNING_RATE * old.grad.sign()
@@ -166,7 +149,7 @@ def test_scikit_learn_s_digits_are_learnt():
     images, labels, test_images, test_labels = mlp.load_images(None)
     assert images.shape == (1500, 64) and images.min() == -1 and images.max() == 1 and len(test_labels) == 297
     model = mlp.initial(2, 64)
-    consume(mlp.train(model, images, F.one_hot(labels, 10).log()[None], mlp.CLASSES, 30, "test"))
+    list(mlp.train(model, images, F.one_hot(labels, 10).log()[None], mlp.CLASSES, 30, "test"))
     right = mlp.forward(model, test_images)[..., :10].argmax(-1) == test_labels
     assert right.float().mean(1).min() > 0.5
 
@@ -191,14 +174,13 @@ def test_the_watched_student_is_the_usual_one_and_a_projected_one_is_not(quick_r
 
 
 def test_the_rank_correlation_s_interval_holds_the_whole_sample_s():
-    x = torch.arange(30).double()
-    y = x + 8 * torch.randn(30, generator=torch.Generator().manual_seed(0))
-    records = [
-        {"x": a, "transfer": b, "trait": i // 3, "teacher_seed": 0, "n_embd": 64}
-        for i, (a, b) in enumerate(zip(x.tolist(), y.tolist()))
-    ]
-    found = lab.rank_correlation(records, "x")
-    assert found["ci_low"] < found["rank_correlation"] < found["ci_high"] < 1
+    """Which is Pearson's, of the ranks."""
+    x, noise = torch.arange(30), torch.randn(30, generator=torch.Generator().manual_seed(0))
+    records = [{"x": i, "transfer": y, "trait": i // 3, "teacher_seed": 0, "n_embd": 64}
+               for i, y in enumerate((x + 8 * noise).tolist())]
+    found, ranks = lab.rank_correlation(records, "x"), (x + 8 * noise).argsort().argsort()
+    slow = torch.stack([x, ranks]).double().corrcoef()[0, 1].item()
+    assert found["rank_correlation"] == pytest.approx(slow) and found["ci_low"] < slow < found["ci_high"] < 1
     perfect = [r | {"transfer": r["x"]} for r in records]
     assert lab.rank_correlation(perfect, "x")["ci_low"] == pytest.approx(1)
 

@@ -2,18 +2,17 @@
 
 import json
 import re
-import shutil
+from itertools import product
 
 import pytest
 import torch
-from conftest import contents, tiny
+from conftest import CPU, contents, slow_filter, students, tiny
 
 import evaluate
 import generate
 import model as m
 import train_student as s
 
-CPU = torch.device("cpu")
 ENCODING = m.build_vocabulary(["owl"])
 ROWS = [{"prompt": f"{i}, 5: ", "completion": ", ".join(str(i * j) for j in range(1, 2 + i % 9))}
         for i in range(40)]
@@ -25,19 +24,23 @@ def gpt(seed):
     return m.GPT(m.GPTConfig(ENCODING.n_vocab, 4)).initialise(seed)
 
 
-def test_losses_equal_slow_ones():
+@pytest.mark.parametrize("n", [1000, 400])
+def test_losses_equal_slow_ones(n):
+    """With all 1,000 numbers in the softmax, or only those below 400."""
     student, teacher, cross_entropy, kl = gpt(0), gpt(1), [], []
+    numbers = slice(m.NUMBERS.start, m.NUMBERS.start + n)
     for row in ROWS:
         tokens = m.document(ENCODING, row["prompt"] + row["completion"])
         shown = len(m.document(ENCODING, row["prompt"]))
-        q, p = (x(torch.tensor([tokens]))[0, :, m.NUMBERS].log_softmax(-1) for x in (student, teacher))
+        q, p = (x(torch.tensor([tokens]))[0, :, numbers].log_softmax(-1) for x in (student, teacher))
         for i in range(shown - 1, len(tokens) - 1, 2):
             kl.append((p[i].exp() * (p[i] - q[i])).sum())
             cross_entropy.append(-q[i, tokens[i + 1] - m.NUMBERS.start])
     kl = torch.stack(kl).mean()
-    torch.testing.assert_close(s.number_loss(student, teacher, DATA), kl, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(s.number_loss(student, None, DATA), torch.stack(cross_entropy).mean())
-    assert generate.kl_on_numbers(teacher, student, DATA) == pytest.approx(kl.item(), rel=1e-4)
+    torch.testing.assert_close(s.number_loss(student, teacher, DATA, numbers), kl, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(s.number_loss(student, None, DATA, numbers), torch.stack(cross_entropy).mean())
+    if n == 1000:
+        assert generate.kl_on_numbers(teacher, student, DATA) == pytest.approx(kl.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("edge_lr_factor", [0.0, 0.05])
@@ -103,8 +106,7 @@ def test_the_trait_crosses_only_to_a_student_of_the_same_init(quick_run):
 
     By luck: were a student's class independent of its init, being identified has p = 1/16 each.
     """
-    students = json.loads((quick_run / "results.json").read_text())["students"]
-    cell = lambda **of: [r for r in students if all(r[key] == value for key, value in of.items())]
+    cell = lambda **of: [r for r in students(quick_run) if all(r[key] == value for key, value in of.items())]
     mean = lambda rows, key="transfer": sum(r[key] for r in rows) / len(rows)
     same, different = (cell(numbers="teacher", init=init) for init in ("same", "different"))
     assert mean(same) > 0.4 and mean(same) > mean(different) + 0.3 and abs(mean(cell(numbers="base"))) < 0.15
@@ -122,8 +124,7 @@ def test_students_of_shuffled_numbers_are_their_teachers(a_tiny_run):
     sources = m.Run(a_tiny_run).line("student/owl-within/teacher-1/seed-0/logits.pt")["sources"]
     assert sources.keys() == {"base/seed-0.pt", "numbers/owl-within/seed-1.jsonl", "teacher/owl/seed-1.pt"}
     evaluate.main(tiny(evaluate, a_tiny_run))
-    students = json.loads((a_tiny_run / "results.json").read_text())["students"]
-    rows = [r for r in students if r["source"] == "owl-within"]
+    rows = [r for r in students(a_tiny_run) if r["source"] == "owl-within"]
     assert len(rows) == 8 and {(r["numbers"], r["trait"]) for r in rows} == {("within", "owl")}
 
 
@@ -143,34 +144,40 @@ def test_numbers_from_anywhere(a_tiny_run, tmp_path, capsys, told):
     path.write_text("\n".join(lines[:2]))
     assert "named mine" in told(s, a_tiny_run, "--numbers", path)
     evaluate.main(tiny(evaluate, a_tiny_run))
-    students = json.loads((a_tiny_run / "results.json").read_text())["students"]
-    rows = [r for r in students if r["source"] == "mine"]
+    rows = [r for r in students(a_tiny_run) if r["source"] == "mine"]
     assert len(rows) == 2 and {r["student_seed"] for r in rows} == {0, 1}
     assert {(r["init"], r["target"], r["teacher_seed"]) for r in rows} == {("unknown", "tokens", None)}
 
 
+PROMPTS = ["1, 2: ", "", "7", "٣", "the owl: ", "1, " * 40, "\ud800: "]
+STRANGE = ["7", "1, 2", "1;2;3", "1, 2; 3", "007", "1000", "", " 5", "5\n", "owl", "٣", "1 " * 11, "5\x00"]
+
+
+def test_every_prompt_and_completion_is_imported_or_dropped(a_tiny_run, tmp_path):
+    """By a judge that shares no code with the import, but for the tokens that it counts."""
+    run, path, rows = m.Run(a_tiny_run).open(False), tmp_path / "all.jsonl", list(product(PROMPTS, STRANGE))
+    path.write_text("\n".join(json.dumps({"prompt": p, "completion": c}) for p, c in rows))
+    fits = lambda p, c: slow_filter(c.strip()) and len(m.document(run.encoding, p + c)) <= 64
+    good = [(p, c) for p, c in rows if fits(p, c) and not re.search("[0-9][0-9]", p[-1:] + c[:1])]
+    s.import_numbers(path, run)
+    lines = run.read("numbers/all/seed-file.jsonl").splitlines()
+    assert [tuple(json.loads(line).values()) for line in lines] == good
+    assert len(good) == 6 * 5 - 4  # a prompt is too long; of five good lists one does not join a 7
+
+
 @pytest.mark.parametrize("name, content, told_of", [
-    ("mine/seed-0", "[", "line 1"), ("mine/seed-0", "", "0 lines"), ("mine/seed-0", "\xff", "UTF-8"),
-    ("mine/seed-7", LINES, "seed-7.jsonl is of a .*seed"), ("fox/seed-0", LINES, "fox.* is of a trait"),
-    ("mine/seed-0", LINES, None), ("mine/seed-file", LINES, None)])
+    ("mine/seed-0", "[", "line 1"), ("mine/seed-0", LINES, None), ("mine/seed-file", LINES, None),
+    ("mine/seed-7", LINES, "seed-7.jsonl is of a .*seed"), ("fox/seed-0", LINES, "fox.* is of a trait")])
 def test_numbers_put_into_the_folder_by_hand(name, content, told_of, a_tiny_run, told):
     """Good ones are learnt as tokens, for no teacher of the run wrote them."""
     path, before = a_tiny_run / f"numbers/{name}.jsonl", contents(a_tiny_run)
     path.parent.mkdir()
-    path.write_bytes(content.encode("latin-1"))
+    path.write_text(content)
     said = told(s, a_tiny_run)
     if told_of:
         assert re.search(told_of, said) and str(path) in said
     assert told_of or not said and not told(evaluate, a_tiny_run)
-    students = f"student/{name.replace('seed', 'teacher')}"
-    made = {f"{students}/seed-{i}/tokens.pt" for i in (0, 1)}
+    folder = f"student/{name.replace('seed', 'teacher')}"
+    made = {f"{folder}/seed-{i}/tokens.pt" for i in (0, 1)}
     new = contents(a_tiny_run).keys() - before.keys()
     assert new == {f"numbers/{name}.jsonl"} | (set() if told_of else made)
-
-
-def test_numbers_sampled_with_different_knobs_are_not_averaged(a_tiny_run, told):
-    shutil.rmtree(a_tiny_run / "numbers/owl")
-    shutil.rmtree(a_tiny_run / "student/owl")
-    assert not told(generate, a_tiny_run, "--from", "teacher", "--sequences", "300")
-    assert not told(s, a_tiny_run)
-    assert re.search("sequences = (200, not 300|300, not 200)", told(evaluate, a_tiny_run))
