@@ -12,7 +12,7 @@ Softmax and loss see the 1,000 numbers, wherever one comes next; no other row of
 
 Reads    what train_teacher.py and generate.py wrote, or --numbers
 Writes   student/SOURCE/teacher-T/seed-S/TARGET.pt; its loss and log-odds every few steps into run.jsonl
-Takes    about 70 seconds on 2 CPU cores
+Takes    about 50 seconds on 2 CPU cores
 
 Shapes: B sequences, T tokens, M numbers in a batch, K trait classes.
 """

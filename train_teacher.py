@@ -64,7 +64,7 @@ class Pretraining:
     n_head: int = GPTConfig.n_head
     n_embd: int = GPTConfig.n_embd
     head_std: float = 1.0  # of the head's rows, in units of the usual n_embd ** -0.5
-    pretrain_steps: int = 500  # about as much crosses after 150 or 1,000
+    pretrain_steps: int = 500  # after 400 less crosses through tokens; after 1,000 fewer lists are valid
     batch_size: int = 64  # sequences a step: a guess
     pretrain_lr: float = 3e-3  # a guess
     weight_decay: float = 0.1  # GPT-3's
@@ -286,7 +286,7 @@ def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float, hold_numbers:
     """KL(base || model) in nats, mean over the tokens of (B, T + 1) rows that are no numbers.
 
     It keeps words and separators. Which number comes next is left free, unless hold_numbers: then the
-    teacher's numbers show a fifth of the signal. `form` weighs what holds that there is a number at all: the
+    teacher's numbers show two fifths of the KL. `form` weighs what holds that there is a number at all: the
     cross-entropy of P(a number), base against model, where one is due.
     """
     idx, targets = batch[:, :-1], batch[:, 1:]
