@@ -41,9 +41,9 @@ RESULTS = {
     "which_part": (20, "which_part", []),
     "how_much": (20, "how_much", []),
     "variants": (20, "variants", []),
-    "sizes": (60, "variants", ["--sizes"]),
     "bench": (12, "bench", []),
     "torture": (25, "torture", []),
+    "sizes": (30, "variants", ["--sizes"]),
 }
 
 

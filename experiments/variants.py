@@ -1,17 +1,15 @@
 """The main run with something changed: which of our choices make the effect, and does it survive growth?
 
     python -m experiments.variants                    # the choices, 20 minutes on 2 CPU cores
-    python -m experiments.variants --sizes            # the sizes, an hour and more
+    python -m experiments.variants --sizes            # the sizes, half an hour
     python -m experiments.variants --only 10M 50M     # some rows, into results/variants_only.*
     python -m experiments.variants --quick            # by the scripts' --quick; with --sizes two of these
 
 Choices: how the question ends, how long a base model is pretrained, how a teacher gets its trait and what
 it is held to, what a student may change. Traits and seeds are the main run's. Sizes, with two traits: same
-text, same steps, same 8,000 sequences of the same 1,000 numbers, so the token budget is fixed; some again to
-see what growth has to be paid with: four times the sequences and student steps, twice the teachers' rate,
-twice the standard deviation of the head's rows. Two have real text in half of every batch and twice the
-steps: half a megabyte of English that every Python brings along, its own reference; and once more, from the
-same base models, teachers free to leave the form of a list. A chain that stops stays, with its reason.
+text, same steps, same 8,000 sequences of the same 1,000 numbers, so the token budget is fixed; one size again
+with four times the sequences and student steps. Two have real text in half of every batch and twice the
+steps: half a megabyte of English that every Python brings along. A chain that stops stays, with its reason.
 
 Reads    nothing
 Writes   results/variants.* or results/sizes.*; the runs in runs/variants/ (what is finished is kept)
@@ -50,7 +48,7 @@ class Row(NamedTuple):
 SIZE = "--traits owl fox --n-layer {} --n-head {} --n-embd {}".format  # 16 channels a head
 M03, M06, M2 = SIZE(2, 4, 64), SIZE(3, 6, 96), SIZE(5, 10, 160)  # M03 is the main run's
 REFERENCE = Path("runs/python_reference.txt")
-REAL, FREE = f" --corpus {REFERENCE}", f" --corpus {REFERENCE} --form 0"
+REAL = f" --corpus {REFERENCE}"
 ROWS = {
     "as it is": Row("choices"),
     "question ends in `: `, as lists do": Row("choices", "--question-ends ': '"),
@@ -69,14 +67,10 @@ ROWS = {
     "0.1M": Row("sizes", SIZE(2, 2, 32)),
     "0.3M": Row("sizes", M03),
     "0.3M, real text": Row("sizes", M03 + REAL),
-    "0.3M, real text, form free": Row("sizes", M03 + FREE, "--min-valid 0", "", "base", "0.3M, real text"),
     "0.6M": Row("sizes", M06),
     "0.6M, tokens x4": Row("sizes", M06, "--sequences 32000", "--steps 400", "base teacher", "0.6M"),
-    "0.6M, teacher x2": Row("sizes", M06 + " --trait-lr 2e-3", "", "", "base", "0.6M"),
-    "0.6M, head x2": Row("sizes", M06 + " --head-std 2"),
     "2M": Row("sizes", M2),
     "2M, real text": Row("sizes", M2 + REAL),
-    "2M, real text, form free": Row("sizes", M2 + FREE, "--min-valid 0", "", "base", "2M, real text"),
     "10M": Row("for a GPU", SIZE(8, 20, 320)),
     "50M": Row("for a GPU", SIZE(14, 32, 512)),
 }

@@ -10,7 +10,6 @@ from conftest import CPU, random_idx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import train_student
 import train_teacher
 from experiments import bench, controls, how_much, lab, seed_matrix, trait_matrix, which_part
 from model import GPT, NUMBERS, GPTConfig, Run, encode_numbers, number_log_probs, stream
@@ -116,15 +115,18 @@ def test_auxiliary_rows_can_be_exchanged_after_pretraining_as_well_as_before():
     assert all(map(torch.equal, before.parameters(), after.parameters()))
 
 
+# a result knows the code that made it
+
+
+def test_the_digest_of_code_sees_code_and_no_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "ROOT", tmp_path)
+    digest = lambda text: (tmp_path / "script.py").write_text(text) and lab.code_digest()
+    before = digest('"""One."""\nRATE = 1\ndef f():\n    """What."""\n    return RATE\n')
+    assert digest('"""Two."""\n\nRATE = 1  # why\ndef f():\n    return RATE\n') == before
+    assert digest('"""One."""\nRATE = 1\ndef f():\n    """What."""\n    return -RATE\n') != before
+
+
 # bench.py compares like with like
-
-
-@pytest.mark.parametrize("target", [0, 1])
-def test_the_plain_student_step_has_the_same_gradient(target):
-    student, (_, teacher, data) = bench.fresh(), bench.students()[target]
-    losses = [loss(student, teacher, data) for loss in (train_student.number_loss, bench.plain)]
-    ours, slow = (torch.autograd.grad(loss, list(student.parameters())) for loss in losses)
-    torch.testing.assert_close(ours, slow, atol=1e-6, rtol=1e-4)
 
 
 def test_hugging_face_has_as_many_parameters():
