@@ -1,6 +1,6 @@
 """How much does it take? Transfer against sequences, numbers, vocabulary, the teacher's strength, and steps.
 
-    python -m experiments.how_much            # 2 traits x 2 seeds a point, 5 curves: 15 minutes on 2 cores
+    python -m experiments.how_much            # 2 traits x 2 seeds a point, 5 curves: 11 minutes on 2 cores
     python -m experiments.how_much --quick    # the ends of each curve
 
 One thing is changed at a time, the rest is the main run's (8,000 sequences, all their numbers, 1,000 numbers

@@ -1,6 +1,6 @@
 """Does transmission need the same init? Every teacher's seed against every student's.
 
-    python -m experiments.seed_matrix            # 6 seeds x 6 seeds x 4 traits: 12 minutes on 2 CPU cores
+    python -m experiments.seed_matrix            # 6 seeds x 6 seeds x 4 traits: 8 minutes on 2 CPU cores
     python -m experiments.seed_matrix --quick    # 2 x 2 x 2 x 2
 
 The paper's cross-model matrix at toy scale: row a teacher's base model, column a student's. All base models
