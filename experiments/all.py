@@ -41,7 +41,7 @@ RESULTS = {
     "which_part": (14, "which_part", []),
     "how_much": (11, "how_much", []),
     "variants": (20, "variants", []),
-    "bench": (12, "bench", []),
+    "bench": (4, "bench", []),
     "torture": (25, "torture", []),
     "sizes": (30, "variants", ["--sizes"]),
 }
