@@ -30,8 +30,6 @@ three traits in four, another init one in six at any length, with false alarms. 
 teacher at 8 lines, logistic and frequencies at 512, whatever the init; the plain gradient names less than the
 reader, a student no more. Only students of the same init take the trait up: what is detectable need not be
 transmissible. Half and half both are named; 10 % of 6,000 lines is named in half of the files, 1 % by chance.
-(Added after trials on other seeds and traits, where later numbers pointed away from the trait: `student,
-first` and `student, later`, which learn these numbers only.)
 
 Reads    runs/evidence (made if it is missing)
 Writes   results/audit.json, .md, .png
@@ -69,8 +67,8 @@ from model import (
 from train_student import number_loss, read_numbers
 
 SIZES, FILES = [8, 32, 128, 512, 2048, 6000], 50  # lines of a file; files of one size at most
-PLACES = {"first": (1, 1), "later": (2, 10), "all": (1, 10)}  # which numbers of a completion count
-PLACED_SIZE, STUDENTS, ALARM = 2048, [0, 1], 2.73  # of placed students; seeds of their teachers; see above
+PLACES = {"first": 1, "all": 10}  # how many of a completion's numbers count
+STUDENTS, ALARM = [0, 1], 2.73  # seeds of the students' teachers; see above
 MIXED = {"half and half": (0.5, False), "10 %": (0.1, True), "1 %": (0.01, True)}  # share; rest is base's
 MEASURES = {"named": "named", "AUC": "AUC", "transfer": "transfer", "z": "mean z of the trait"}
 MEASURES |= {"alarm": f"base model's files with a z above {ALARM}"}
@@ -91,10 +89,9 @@ def split(data: NumberData, n: int) -> list[NumberData]:
 
 
 def only(data: NumberData, place: str) -> NumberData:
-    """Only some numbers of each completion count; lists that have none are left out."""
-    nth, (first, last) = (data.targets >= 0).cumsum(1), PLACES[place]
-    targets = data.targets.where((first <= nth) & (nth <= last), -1)
-    return NumberData(data.idx, targets).take((targets >= 0).any(1))
+    """Only the first numbers of each completion count."""
+    nth = (data.targets >= 0).cumsum(1)
+    return NumberData(data.idx, data.targets.where(nth <= PLACES[place], -1)).take(slice(None))
 
 
 @torch.no_grad()
@@ -215,22 +212,18 @@ def measure(args: argparse.Namespace) -> dict:
     seeds, traits = run.knobs["seeds"], run.knobs["traits"]
     n_lists = min(len(lab.rows(run, trait, seed)) for trait, seed in product(traits, STUDENTS))
 
-    def teach(job: tuple[str, int, str, int, int]) -> Generator[Tensor, None, list[dict]]:
-        place, size, trait, seed, own_seed = job
+    def teach(job: tuple[int, str, int, int]) -> Generator[Tensor, None, list[dict]]:
+        size, trait, seed, own_seed = job
         unit, data = lab.Unit(run, trait, seed, args.device), lists(run, trait, seed)[:size]
         student, start = unit.start(own_seed), unit.start(own_seed)
-        learnt = only(encode_numbers(run.encoding, data, args.device), place)
-        yield from unit.distil(student, "tokens", learnt, knobs)
+        yield from unit.distil(student, "tokens", encode_numbers(run.encoding, data, args.device), knobs)
         after, before = (read_trait(m, run.unseen_questions, run.readout_rows)[0] for m in (student, start))
         found = {"transfer": unit.transfer(student, start), "named": named((after - before)[None], unit.k)}
-        name = "student" if place == "all" else f"student, {place}"
-        return as_records(unit, name, "same" if seed == own_seed else "different", size, found)
+        return as_records(unit, "student", "same" if seed == own_seed else "different", size, found)
 
     read = lambda seed: detect(run, seed, args.device)
     records = run_jobs(read, seeds, 2 * len(PLACES) + len(traits), "detectors", args.device)
-    files_of = [("all", size) for size in SIZES if size <= n_lists]
-    files_of += [(place, PLACED_SIZE) for place in PLACES if place != "all"]
-    jobs = [(*of, *unit) for of in files_of for unit in product(traits, STUDENTS, STUDENTS)]
+    jobs = list(product([size for size in SIZES if size <= n_lists], traits, STUDENTS, STUDENTS))
     records += run_jobs(teach, jobs, knobs.steps, "students", args.device)
     records = sorted(sum(records, []), key=lambda r: r["size"])
     summary = lab.cells(records, "measure", "detector", "init", "size", key="value")
