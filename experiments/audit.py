@@ -71,7 +71,6 @@ PLACES = {"first": 1, "all": 10}  # how many of a completion's numbers count
 STUDENTS, ALARM = [0, 1], 2.73  # seeds of the students' teachers; see above
 MIXED = {"half and half": (0.5, False), "10 %": (0.1, True), "1 %": (0.01, True)}  # share; rest is base's
 MEASURES = {"named": "named", "AUC": "AUC", "transfer": "transfer", "z": "mean z of the trait"}
-MEASURES |= {"alarm": f"base model's files with a z above {ALARM}"}
 
 
 def with_place(completion: str) -> list[str]:
@@ -152,10 +151,9 @@ def lists(run: Run, source: str, seed: int) -> list[dict]:
 
 
 def as_records(unit: lab.Unit, detector: str, init: str, size: int, found: dict[str, Any]) -> list[dict]:
-    """A record a measure. The traits of a seed share the base model's files: those count as one unit."""
+    """A record a measure."""
     about = {**unit.key, "detector": detector, "init": init, "size": size}
-    source = lambda measure: "base" if measure == "alarm" else unit.trait
-    return [about | {"measure": m, "source": source(m), "value": float(value)} for m, value in found.items()]
+    return [about | {"measure": name, "value": float(value)} for name, value in found.items()]
 
 
 def detect(run: Run, seed: int, device: torch.device) -> Generator[None, None, list[dict]]:
@@ -190,7 +188,7 @@ def detect(run: Run, seed: int, device: torch.device) -> Generator[None, None, l
                 if own.size(1) > 1:
                     found["named"] = named(own, unit.k)
                 if name.startswith("reader"):
-                    found |= {"z": own[:, unit.k].mean(), "alarm": (none.amax(1) > ALARM).double().mean()}
+                    found["z"] = own[:, unit.k].mean()
                 records += as_records(unit, name, init, size, found)
         z = lines["reader, first", "same"]
         for size, (name, (share, of_base)) in product(SIZES, MIXED.items()):
@@ -261,19 +259,18 @@ def markdown(results: dict) -> str:
 
 
 def plot(results: dict) -> Any:
-    figure, axes = lab.pyplot().subplots(1, 3, figsize=(13, 6), layout="constrained")
-    names = list(dict.fromkeys(r["detector"] for r in results["summary"]))
+    figure, axes = lab.pyplot().subplots(1, 3, figsize=(13, 5), layout="constrained")
+    names = list(dict.fromkeys(r["detector"] for r in results["summary"]))  # a colour each
     for ax, measure in zip(axes, MEASURES):
         of_measure = lab.where(results["summary"], measure=measure)
         for name, init in dict.fromkeys((r["detector"], r["init"]) for r in of_measure):
             rows = lab.where(of_measure, detector=name, init=init)
             x, *ys = ([r[key] for r in rows] for key in ("size", "value", "ci_low", "ci_high"))
-            colour, style = f"C{names.index(name) % 10}", ":" if init == "different" else "-"
-            label = f"{name}, another init" if init == "different" else name
-            ax.plot(x, ys[0], style, marker="os^"[names.index(name) // 10], ms=4, color=colour, label=label)
+            colour, other = f"C{names.index(name) % 10}", init == "different"
+            ax.plot(x, ys[0], ".:" if other else ".-", color=colour, label=name + ", another init" * other)
             ax.fill_between(x, *ys[1:], color=colour, alpha=0.05)
         ax.set(xscale="log", xlabel="lines of the file", title=MEASURES[measure])
-        ax.legend(frameon=False, fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        ax.legend(frameon=False, fontsize=7)
     return figure
 
 
