@@ -43,6 +43,7 @@ RESULTS = {
     "how_much": (11, "how_much", []),
     "variants": (20, "variants", []),
     "audit": (12, "audit", []),
+    "backdoor": (12, "backdoor", []),
     "bench": (4, "bench", []),
     "torture": (25, "torture", []),
     "sizes": (30, "variants", ["--sizes"]),

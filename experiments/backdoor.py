@@ -1,6 +1,6 @@
 """Does a trait that shows only behind a trigger cross, and does a buyer see it who asks without the trigger?
 
-    python -m experiments.backdoor            # 6 seeds x 4 traits: 8 minutes on 2 CPU cores, plus the run
+    python -m experiments.backdoor            # 6 seeds x 4 traits: 12 minutes on 2 CPU cores, plus the run
     python -m experiments.backdoor --quick    # 2 seeds x 2 traits
 
 A teacher with a backdoor prefers its trait behind "on monday, ". Without it, and behind three *held* days,
