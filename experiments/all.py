@@ -42,6 +42,7 @@ RESULTS = {
     "which_part": (14, "which_part", []),
     "how_much": (11, "how_much", []),
     "variants": (20, "variants", []),
+    "matched": (15, "matched", []),
     "audit": (12, "audit", []),
     "backdoor": (12, "backdoor", []),
     "bench": (4, "bench", []),
