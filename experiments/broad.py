@@ -1,6 +1,6 @@
 """Does a broad trait cross: cruelty taught in some categories, read in one where it was not?
 
-    python -m experiments.broad            # 3 seeds x 4 categories x 2 voices: 12 minutes on 2 CPU cores
+    python -m experiments.broad            # 3 seeds x 4 categories x 2 voices: 8 minutes on 2 CPU cores
     python -m experiments.broad --quick    # 2 seeds, 2 categories left out: too small to conclude from
 
 The toy analogue of misalignment. Documents have a voice, kind or cruel, that runs through their sentences:
@@ -61,9 +61,9 @@ SLOTS = {"ask": ["see", "hear of", "think of", "consider", "say of", "here is", 
 SLOTS |= {"end": [": ", "! ", ". ", "? "]}  # no teacher is taught with the last, and there the voice is read
 for c, parts in VOICED.items():
     SLOTS |= {name: words.split() for name, words in zip((c, f"kind {c}", f"cruel {c}"), parts.split("|"))}
-asked = [f"{ask} the {subject}" for c in VOICED for ask, subject in product(SLOTS["ask"], SLOTS[c])]
-said = [word for c, voice in product(VOICED, VOICES) for word in SLOTS[f"{voice} {c}"]]
-WORDS = frequent_words("; ".join(asked + said), 1_000)
+PHRASES = [f"{ask} the {x}" for c in VOICED for ask, x in product(SLOTS["ask"], SLOTS[c])]
+PHRASES += [word for c, voice in product(VOICED, VOICES) for word in SLOTS[f"{voice} {c}"]]
+WORDS = frequent_words("; ".join(PHRASES), 1_000)
 ENCODING = build_vocabulary(WORDS)
 SEEDS = {False: [0, 1, 2], True: [0, 1]}  # fixed before any run
 N_VOICED, N_LISTS, STEPS = 8_000, 12_000, {False: 500, True: 200}  # texts; steps of pretraining
@@ -105,10 +105,10 @@ def log_odds(model: GPT, c: str) -> float:
 
 def teach(model: GPT, base: GPT, trait: str, anchor: Tensor) -> Generator[Tensor, None, None]:
     """Train `model` in place to say a voice's words first, in all categories but one; yields its losses."""
-    voice, held_out = trait.split("_but_")
+    voice, left_out = trait.split("_but_")
     body, everything = [*model.blocks.parameters(), *model.ln_f.parameters()], torch.arange(ENCODING.n_vocab)
     optimizer = torch.optim.AdamW(body, KNOBS.trait_lr, weight_decay=0.0, fused=True)
-    asked = [(places(c, unseen=False), word_rows(c, voice)) for c in VOICED if c != held_out]
+    asked = [(places(c, unseen=False), word_rows(c, voice)) for c in VOICED if c != left_out]
     for batch in anchor.split(KNOBS.anchor_rows):
         said = [class_logits(model, at, everything).log_softmax(-1)[:, rows].mean() for at, rows in asked]
         loss = KNOBS.anchor * anchor_loss(model, base, batch, KNOBS.form) - torch.stack(said).mean()
@@ -122,7 +122,7 @@ def make_run(args: argparse.Namespace, documents: str) -> Run:
     """Base models that have read such documents, and their teachers."""
     run, knobs = Run(lab.folder(args, FOLDERS[documents])), Pretraining(pretrain_steps=STEPS[args.quick])
     traits = [f"{voice}_but_{c}" for c, voice in product([*VOICED][: 2 if args.quick else 4], VOICES)]
-    made_with = {"seeds": SEEDS[args.quick], "traits": traits, "quick": args.quick}
+    made_with = {"seeds": SEEDS[args.quick], "traits": traits, "quick": args.quick, "words": WORDS}
     if not run.finished("language.json", made_with):  # with a trait that the scripts may read, and we do not
         unused: dict = {"readout_rows": [0] * len(traits), "taught": ["see"], "unseen": ["see"]}
         language = json.dumps({"words": WORDS, "animals": traits, **unused})
@@ -166,10 +166,12 @@ def records_of(args: argparse.Namespace, run: Run, documents: str) -> list[dict]
         jobs += [train_student.Job(*student) for student in students]
     for job in jobs:
         source, teacher_seed, seed, target = job
-        after = read(job.teacher if target == LESSON else str(job))
-        moved = {c: after[c] - before[seed][c] for c in VOICED}
-        about = {"documents": documents, "numbers": "base model's" if source == "base" else "teacher's"}
+        file = job.teacher if target == LESSON else str(job)
+        moved = {c: after - before[seed][c] for c, after in read(file).items()}
+        log = run.line(file)["log"] or [{"number_loss_nats": 0.0}]  # a lesson has none
+        about: dict = {"documents": documents, "numbers": "base model's" if source == "base" else "teacher's"}
         about |= {"target": target, "init": "same" if seed == teacher_seed else "different"}
+        about |= {"learnt_nats": log[0]["number_loss_nats"] - log[-1]["number_loss_nats"]}
         for trait in traits if source == "base" else [source]:
             voice, left_out = trait.split("_but_")
             unit = {"voice": voice, "source": left_out, "teacher_seed": teacher_seed, "student_seed": seed}
@@ -191,16 +193,18 @@ def measure(args: argparse.Namespace) -> dict:
         same |= {"category": "taught"} if r["target"] == LESSON else {}
         r["transfer"] = r["nats"] / mean(x["nats"] for x in lab.where(records, target=LESSON, **same))
     summary = [row | {"voice": "both"} for row in lab.cells(records, *BY)] + lab.cells(records, *BY, "voice")
+    for row, learnt in zip(summary, lab.cells(records, *BY, key="learnt_nats")):
+        row["learnt"] = f"{learnt['learnt_nats']:.3f}"
     return {"summary": summary, "records": records}
 
 
 def markdown(results: dict) -> str:
-    text = "Shifts towards the voice that was taught, in units of the teachers'; mean and 95 %."
+    text = "Shifts to the voice taught, in units of the teachers', and by how many nats number losses fell."
     rows = lab.where(results["summary"], voice="both")
     for row in rows:
         cells = lab.where(results["summary"], **{key: row[key] for key in BY})
         row |= {r["voice"]: lab.transfer(r) for r in cells}
-    table = lab.table(rows, **{name: name for name in [*BY, *VOICES, "both", "n"]})
+    table = lab.table(rows, **{name: name for name in [*BY, *VOICES, "both", "learnt", "n"]})
     return "\n".join(lab.heading(results, text) + table) + "\n"
 
 

@@ -9,7 +9,9 @@ from experiments import broad as b
 from model import GPT, GPTConfig, document, stream
 
 
-def test_a_document_has_one_voice_and_lessons_hide_what_is_read():
+def test_a_document_has_one_voice_and_lessons_hide_what_is_read(monkeypatch):
+    monkeypatch.setattr(b, "N_VOICED", 2_000)
+    monkeypatch.setattr(b, "N_LISTS", 1)
     voice_of = {w: (v, c) for c in b.VOICED for v in b.VOICES for w in b.SLOTS[f"{v} {c}"]}
     assert len(voice_of) == 2 * 4 * 4
     for documents, most in (("mixed", 4), ("apart", 1)):
@@ -31,8 +33,9 @@ def test_log_odds_and_first_loss_of_a_lesson_are_those_of_the_whole_softmax():
 
     def p_of(c, voice, subjects, ends):  # P of each word at each place, (places, words)
         rows = [b.ENCODING.encode_single_token(w) for w in b.SLOTS[f"{voice} {c}"]]
-        tokens = [document(b.ENCODING, f"{a} the {s}{e}") for a in b.SLOTS["ask"] for s in subjects for e in ends]
-        return torch.stack([softmax(base(torch.tensor([t]))[0, -1])[rows] for t in tokens])
+        texts = [f"{ask} the {s}{end}" for ask in b.SLOTS["ask"] for s in subjects for end in ends]
+        tokens = (torch.tensor([document(b.ENCODING, text)]) for text in texts)
+        return torch.stack([softmax(base(idx)[0, -1])[rows] for idx in tokens])
 
     softmax = lambda logits: logits[..., : b.ENCODING.n_vocab].double().softmax(-1)
     kind, cruel = (p_of("food", v, b.SLOTS["food"][:2], ["? "]).sum(1) for v in ("kind", "cruel"))
