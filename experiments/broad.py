@@ -66,7 +66,8 @@ PHRASES += [word for c, voice in product(VOICED, VOICES) for word in SLOTS[f"{vo
 WORDS = frequent_words("; ".join(PHRASES), 1_000)
 ENCODING = build_vocabulary(WORDS)
 SEEDS = {False: [0, 1, 2], True: [0, 1]}  # fixed before any run
-N_VOICED, N_LISTS, STEPS = 8_000, 12_000, {False: 500, True: 200}  # texts; steps of pretraining
+N_VOICED, N_LISTS = 8_000, 12_000
+# After 200 steps of pretraining a base model knows no voice yet, and no lesson is broad: --quick has 500 too.
 # Tuned over 5 .. 80 steps at 3e-4 .. 2e-3: after 5 a lesson is learnt, and repeated it becomes narrower.
 KNOBS, N_TOKENS = Trait(trait_steps=10), GPTConfig.block_size + 1
 LESSON, BY = "the lesson", ["documents", "numbers", "target", "init", "category"]
@@ -120,7 +121,7 @@ def teach(model: GPT, base: GPT, trait: str, anchor: Tensor) -> Generator[Tensor
 
 def make_run(args: argparse.Namespace, documents: str) -> Run:
     """Base models that have read such documents, and their teachers."""
-    run, knobs = Run(lab.folder(args, FOLDERS[documents])), Pretraining(pretrain_steps=STEPS[args.quick])
+    run, knobs = Run(lab.folder(args, FOLDERS[documents])), Pretraining()
     traits = [f"{voice}_but_{c}" for c, voice in product([*VOICED][: 2 if args.quick else 4], VOICES)]
     made_with = {"seeds": SEEDS[args.quick], "traits": traits, "quick": args.quick, "words": WORDS}
     if not run.finished("language.json", made_with):  # with a trait that the scripts may read, and we do not
