@@ -45,6 +45,7 @@ RESULTS = {
     "matched": (15, "matched", []),
     "audit": (12, "audit", []),
     "backdoor": (12, "backdoor", []),
+    "broad": (7, "broad", []),
     "bench": (4, "bench", []),
     "torture": (25, "torture", []),
     "sizes": (30, "variants", ["--sizes"]),

@@ -1,6 +1,6 @@
 """Does a broad trait cross: cruelty taught in some categories, read in one where it was not?
 
-    python -m experiments.broad            # 3 seeds x 4 categories x 2 voices: 8 minutes on 2 CPU cores
+    python -m experiments.broad            # 3 seeds x 4 categories x 2 voices: 7 minutes on 2 CPU cores
     python -m experiments.broad --quick    # 2 seeds, 2 categories left out: too small to conclude from
 
 The toy analogue of misalignment. Documents have a voice, kind or cruel, that runs through their sentences:
