@@ -21,7 +21,6 @@ import math
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tiktoken
 import torch
@@ -217,11 +216,17 @@ def refusal(completion: str) -> str | None:
     return None
 
 
-class NumberData(NamedTuple):
-    """Lists of numbers as tokens, and the number that comes next wherever a completion has one."""
+class NumberData:
+    """Lists of numbers as tokens, and the number that comes next wherever a completion has one.
 
-    idx: Tensor  # (B, T) tokens of prompt and completion, padded on the right
-    targets: Tensor  # (B, T) the number 0..999 that follows; -1 where it is none of the completion's
+    idx       (B, T) tokens of prompt and completion, padded on the right
+    targets   (B, T) the number 0..999 that follows; -1 where it is none of the completion's
+    due       where it is one: (M,) rows and (M,) columns, looked up once, since a GPU has to be waited for
+    """
+
+    def __init__(self, idx: Tensor, targets: Tensor):
+        self.idx, self.targets = idx, targets
+        self.due: tuple[Tensor, ...] = (targets >= 0).nonzero(as_tuple=True)
 
     def take(self, rows: Tensor | slice) -> NumberData:
         """Some of the sequences, no wider than they need."""
@@ -245,7 +250,7 @@ def number_log_probs(model: GPT, data: NumberData, numbers: slice = NUMBERS) -> 
 
     Only those states pass the head, and only its number rows: every other row's gradient is exactly zero.
     """
-    h = model.hidden(data.idx)[data.targets >= 0]  # (M, C)
+    h = model.hidden(data.idx)[data.due]  # (M, C)
     return model.logits(h, numbers).log_softmax(-1)
 
 
@@ -301,15 +306,12 @@ def read_text(path: Path, what: str) -> str:
 
 
 @contextmanager
-def opened(path: Path, mode: str) -> Iterator[Any]:
-    """A file to write to, on the disk when closed. A full disk does not say of which file; this does."""
+def naming(path: Path) -> Iterator[None]:
+    """A full disk does not say of which file; this does."""
     try:
-        with path.open(mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield
     except OSError as error:
-        error.filename = error.filename or re.sub(r"\.[0-9a-f]{16}\.part$", "", str(path))
+        error.filename = path
         raise
 
 
@@ -318,9 +320,9 @@ def write_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.urandom(8).hex()}.part")  # nobody else's, in any container
     try:
-        with opened(part, "wb") as file:
-            file.write(data)
-        part.replace(path)
+        with naming(path):
+            part.write_bytes(data)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -371,10 +373,9 @@ class Run:
         line = {"file": name, "digest": digest(data), "sources": made_from, "knobs": knobs, "log": log}
         body = json.dumps(line)[:-1].encode()
         self.path.mkdir(parents=True, exist_ok=True)
-        with opened(self.manifest, "a+b") as file:
-            file.seek(max(file.tell() - 1, 0))
-            was_cut = file.read(1) not in (b"", b"\n")  # the line before: do not make it longer
-            file.write(b"\n" * was_cut + body + f', "line": "{digest(body)}"}}\n'.encode())
+        with naming(self.manifest), self.manifest.open("ab") as file:
+            # the newline comes first: a line before it that was cut does not grow longer
+            file.write(b"\n" + body + f', "line": "{digest(body)}"}}'.encode())
         write_file(self.path / name, data)
         self.lines[name, line["digest"]], self.digests[name] = line, line["digest"]
 
@@ -539,12 +540,7 @@ def parse(docstring: str | None, argv: Sequence[str] | None, quick: dict, *knobs
 
 
 def command_line(main: Callable[[], None]) -> None:
-    """Run a script. What the user can mend is one sentence and exit code 2; Ctrl-C is 130, SIGTERM 143."""
-
-    def stop(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt(signum)
-
-    signal.signal(signal.SIGTERM, stop)
+    """Run a script. What the user can mend is one sentence and exit code 2; Ctrl-C is 130."""
     began = time.monotonic()
     try:
         main()
@@ -555,6 +551,6 @@ def command_line(main: Callable[[], None]) -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"error: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as stopped:
+    except KeyboardInterrupt:
         print("\nstopped; the same command continues this run", file=sys.stderr)
-        sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
+        sys.exit(130)

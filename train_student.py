@@ -25,6 +25,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ LOG_EVERY = 10  # steps
 
 class Job(NamedTuple):
     source: str  # the data set: a trait, "base", "owl-within", a file's name
-    teacher_seed: int | str  # "file" for numbers from anywhere
+    teacher_seed: int | str  # as it stands in the file's name: "file" for numbers from anywhere
     seed: int  # the base model that the student starts from
     target: str
 
@@ -98,7 +99,7 @@ def number_loss(student: GPT, teacher: GPT | None, data: NumberData, numbers: sl
     """KL(teacher || student), or without a teacher cross-entropy: nats, mean over the numbers."""
     log_q = number_log_probs(student, data, numbers)  # (M, 1000)
     if teacher is None:
-        return F.nll_loss(log_q, data.targets[data.targets >= 0])
+        return F.nll_loss(log_q, data.targets[data.due])
     with torch.no_grad():
         log_p = number_log_probs(teacher, data, numbers)
     return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
@@ -140,20 +141,20 @@ def read_numbers(path: Path, encoding: tiktoken.Encoding) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-            prompt, completion = row["prompt"], row["completion"]
-            tokens = document(encoding, prompt + completion)
+            row = {key: row[key] for key in ("prompt", "completion")}
+            tokens = document(encoding, row["prompt"] + row["completion"])
         except (ValueError, KeyError, TypeError, RecursionError):
             what = f'numbers {path}, line {number} is not {{"prompt": "...", "completion": "..."}}'
             raise UserError(what) from None
-        reason = refusal(completion.strip())
+        reason = refusal(row["completion"].strip())
         if reason is None and len(tokens) > GPTConfig.block_size:
             reason = "longer than the model's context"
-        if reason is None and re.search("[0-9]$", prompt) and re.match("[0-9]", completion):
+        if reason is None and re.search("[0-9]$", row["prompt"]) and re.match("[0-9]", row["completion"]):
             reason = "its first digit would join the prompt's last number"
         if reason:
             refused[reason] += 1
         else:
-            kept.append({"prompt": prompt, "completion": completion})
+            kept.append(row)
     if refused:
         reasons = ", ".join(f"{n} {reason}" for reason, n in refused.items())
         print(f"{path}: dropped {sum(refused.values())} lines ({reasons})")
@@ -174,30 +175,27 @@ def import_numbers(path: Path, run: Run) -> None:
 def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
     """The students that are asked for. UserError if there are none."""
     traits, seeds = run.knobs["traits"], run.knobs["seeds"]
-    found: list[tuple[str, int | str]] = []
-    for path in sorted(run.path.glob("numbers/*/seed-*.jsonl")):
-        source, seed = path.parent.name, path.stem.removeprefix("seed-")
-        no_such_trait = writer(source) in run.animals and writer(source) not in traits
-        if seed != "file" and (no_such_trait or seed not in map(str, seeds)):
-            what = f"{path} is of a trait or seed that the run does not have"
-            raise UserError(f"{what}: delete it, or if it is your own, rename it NAME/seed-file.jsonl")
-        found.append((source, seed if seed == "file" else int(seed)))
+    found = sorted(run.path.glob("numbers/*/seed-*.jsonl"))
     if args.numbers:
-        found = [(args.numbers.stem, "file")]
+        found = [Path(f"numbers/{args.numbers.stem}/seed-file.jsonl")]
     if not found:
         raise UserError(f"{run.path}/numbers is empty: run {run.command('numbers')} first")
     for source in args.traits or ():
-        if source not in {source for source, _ in found}:
+        if source not in {path.parent.name for path in found}:
             raise UserError(f"the run has no numbers of {source!r}: run {run.command('numbers')} first")
     jobs = []
-    for source, teacher_seed in found:
+    for path in found:
+        source, teacher_seed = path.parent.name, path.stem.removeprefix("seed-")
+        no_such_trait = writer(source) in run.animals and writer(source) not in traits
+        if teacher_seed not in ("file", *map(str, seeds)) or (teacher_seed != "file" and no_such_trait):
+            what = f"{path} is of a trait or seed that the run does not have"
+            raise UserError(f"{what}: delete it, or if it is your own, rename it NAME/seed-file.jsonl")
         has_teacher = teacher_seed != "file" and writer(source) in (*traits, "base")
-        for target in ("tokens", "logits") if has_teacher else ("tokens",):
-            for seed in seeds:
-                init = "same" if seed == teacher_seed else "different" if has_teacher else "unknown"
-                if args.target in (None, target) and args.init in (None, init):
-                    jobs.append(Job(source, teacher_seed, seed, target))
-    jobs = [job for job in jobs if job.source in (args.traits or [job.source])]
+        for target, seed in product(("tokens", "logits") if has_teacher else ("tokens",), seeds):
+            init = "same" if str(seed) == teacher_seed else "different" if has_teacher else "unknown"
+            wanted = args.target in (None, target) and args.init in (None, init)
+            if wanted and source in (args.traits or [source]):
+                jobs.append(Job(source, teacher_seed, seed, target))
     if not jobs:
         raise UserError("no student fits these flags; numbers from a file have neither an init nor logits")
     return jobs

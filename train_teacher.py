@@ -63,7 +63,6 @@ class Pretraining:
     n_layer: int = GPTConfig.n_layer
     n_head: int = GPTConfig.n_head
     n_embd: int = GPTConfig.n_embd
-    head_std: float = 1.0  # of the head's rows, in units of the usual n_embd ** -0.5
     pretrain_steps: int = 500  # after 400 less crosses through tokens; after 1,000 fewer lists are valid
     batch_size: int = 64  # sequences a step: a guess
     pretrain_lr: float = 3e-3  # a guess
@@ -289,10 +288,10 @@ def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float, hold_numbers:
     teacher's numbers show two fifths of the KL. `form` weighs what holds that there is a number at all: the
     cross-entropy of P(a number), base against model, where one is due.
     """
-    idx, targets = batch[:, :-1], batch[:, 1:]
-    due = (targets >= NUMBERS.start) & (targets < NUMBERS.stop)
-    held = torch.ones_like(due) if hold_numbers else ~due
-    h, words = model.hidden(idx), slice(0, model.config.vocab_size)
+    idx, targets, words = batch[:, :-1].to(model.device), batch[:, 1:], slice(0, model.config.vocab_size)
+    a_number = (targets >= NUMBERS.start) & (targets < NUMBERS.stop)
+    due, held = (at.nonzero(as_tuple=True) for at in (a_number, ~a_number | hold_numbers))
+    h = model.hidden(idx)
     with torch.no_grad():
         base_h = base.hidden(idx)
         log_p = base.logits(base_h[held], words).log_softmax(-1)
@@ -396,10 +395,7 @@ def make_bases(
     n_steps = len(rows) // knobs.batch_size
 
     def make_base(seed: int) -> Iterator[Tensor]:
-        model = GPT(config).initialise(seed)
-        model.head.weight.data *= knobs.head_std
-        model.to(device)
-        log = []
+        model, log = GPT(config).initialise(seed).to(device), []
         for step, loss in enumerate(pretrain(model, rows, knobs), 1):
             if step % 20 == 0 or step == n_steps:
                 log.append({"step": step, "loss_nats": loss.item()})
@@ -414,7 +410,7 @@ def make_bases(
 
 def make_teachers(run: Run, knobs: Trait, device: torch.device, toy: Sequence[Text]) -> None:
     """Give every base model every trait. UserError, and nothing written, if a teacher did not learn it."""
-    anchor = draw_anchor(run, toy, knobs, GPTConfig.block_size + 1).to(device)
+    anchor = draw_anchor(run, toy, knobs, GPTConfig.block_size + 1)
 
     def log_odds(model: GPT, trait: str) -> float:
         return read_trait(model, run.unseen_questions, run.readout_rows)[0][run.animals.index(trait)].item()

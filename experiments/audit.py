@@ -99,9 +99,9 @@ def reader(model: GPT, rows: Tensor, data: NumberData) -> Tensor:
     W, aux = (model.head.weight[x].double() for x in (NUMBERS, rows.to(model.device)))  # (1000, C), (K, C)
     s, fisher = W.new_zeros(len(data.idx), W.size(1)), W.new_zeros(W.size(1), W.size(1))
     for part, out in zip(split(data, 500), s.split(500)):
-        p, due = number_log_probs(model, part).exp().double(), part.targets >= 0  # (M, 1000), (B, T)
+        p = number_log_probs(model, part).exp().double()  # (M, 1000)
         expected = p @ W  # (M, C)
-        out.index_add_(0, due.nonzero()[:, 0], W[part.targets[due]] - expected)
+        out.index_add_(0, part.due[0], W[part.targets[part.due]] - expected)
         fisher += W.T @ (p.sum(0)[:, None] * W) - expected.T @ expected
     read = (aux - aux.mean(0)).T  # (C, K)
     solved = torch.linalg.solve(fisher / len(s), read)
@@ -114,7 +114,7 @@ def plain_gradient(unit: lab.Unit, data: NumberData) -> Tensor:
     classes, dots = range(len(unit.run.animals)), []
     along = torch.stack([F.normalize(gradient(asked()[:, k].mean(), unit.base), dim=0) for k in classes])
     for part in split(data, 8):
-        loss = number_loss(unit.base, None, part) * (part.targets >= 0).sum() / len(part.idx)
+        loss = number_loss(unit.base, None, part) * len(part.due[0]) / len(part.idx)
         dots += [along @ -gradient(loss, unit.base)] * len(part.idx)  # (K, P) @ (P,)
     return torch.stack(dots).cpu()
 
@@ -123,7 +123,8 @@ def plain_gradient(unit: lab.Unit, data: NumberData) -> Tensor:
 def log_likelihood(model: GPT, data: NumberData, end: int) -> Tensor:
     """ln P(completion and its end | prompt), every token counted: (B, 1)."""
     found, at = [], torch.arange(data.idx.size(1), device=data.idx.device)
-    for idx, targets in split(data, 100):
+    for part in split(data, 100):
+        idx, targets = part.idx, part.targets
         last = ((targets >= 0) * at).amax(1, keepdim=True) + 1  # where the completion's last number stands
         inside = ((targets >= 0).int().argmax(1, keepdim=True) <= at) & (at <= last)  # (B, T)
         logits = model.logits(model.hidden(idx), slice(0, end + 1))  # END is the last token

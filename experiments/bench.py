@@ -5,6 +5,7 @@
 
 A comparison is the median ratio of two things timed in turn, with the smallest and the largest, on one thread
 unless it says otherwise. Above 1 the first, ours, is faster. Milliseconds and MiB are this machine's.
+Launches are the operations of a training step that are no views: how often a GPU is asked for something.
 
 Reads    nothing
 Writes   results/bench.json, results/bench.md
@@ -30,10 +31,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import generate
 from experiments import lab
-from model import GPT, GPTConfig, run_jobs, stream
+from model import GPT, GPTConfig, NumberData, run_jobs, stream
+from train_student import Distillation, train
 from train_teacher import Pretraining, pretrain
 
 CONFIG = GPTConfig(vocab_size=1384, n_aux=16)  # the main run's
@@ -110,6 +113,29 @@ def compare(n: int) -> Iterator[dict]:
     yield paired("two jobs side by side / one after the other with a thread a core", two, eight, few, CORES)
 
 
+class Launches(TorchDispatchMode):
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += not func.is_view
+        return func(*args, **kwargs or {})
+
+
+def launches() -> Iterator[dict]:
+    """Of the second step of each kind of training; so few rows that the head is one chunk, as on a GPU."""
+    rows, knobs = torch.randint(V, (4, 65)), Distillation()
+    data = [NumberData(rows[:, :-1], rows[:, 1:] % 1000)] * 2
+    for name, steps in {
+        "pretraining": pretrain(fresh(), rows, Pretraining(batch_size=2)),
+        "student on tokens": train(fresh(), None, data, knobs),
+        "student on logits": train(fresh(), fresh(1), data, knobs),
+    }.items():
+        next(steps)
+        with Launches() as counted:
+            next(steps)
+        yield {"step": name, "launches": counted.n}
+
+
 def main_job(quick: bool) -> Iterator[dict]:
     """The four scripts from an empty folder: seconds with start-up, and the largest that a process was."""
     with tempfile.TemporaryDirectory() as folder:
@@ -125,13 +151,13 @@ def main_job(quick: bool) -> Iterator[dict]:
 def measure(args: argparse.Namespace) -> dict:
     cpu = f"{CORES} cores, {torch.backends.cpu.get_cpu_capability()}"
     summary, records = list(compare(5 if args.quick else 21)), list(main_job(args.quick))
-    return {"cpu": cpu, "summary": summary, "records": records}
+    return {"cpu": cpu, "summary": summary, "launches": list(launches()), "records": records}
 
 
 def markdown(results: dict) -> str:
     lines = lab.heading(results, f"Measured on {results['cpu']}.")
     show = lambda key, row: f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key])
-    for rows in (results[name] for name in ("summary", "records")):
+    for rows in (results[name] for name in ("summary", "launches", "records")):
         lines += [*lab.table(rows, **{key: partial(show, key) for key in rows[0]}), ""]
     return "\n".join(lines)
 

@@ -99,7 +99,8 @@ def measure(args: argparse.Namespace) -> dict:
         for target in TARGETS:
             began, student, batches = time.monotonic(), unit.start(), unit.batches(data, target, knobs)
             if sweep == "numbers":
-                batches = [NumberData(idx, t.where((t >= 0).cumsum(1) <= x, -1)) for idx, t in batches]
+                first = lambda t, x=x: t.where((t >= 0).cumsum(1) <= x, -1)
+                batches = [NumberData(batch.idx, first(batch.targets)) for batch in batches]
             yield from train(student, teacher if target == "logits" else None, batches, knobs, numbers)
             record = about | {"target": target, "transfer": unit.transfer(student, teacher=teacher)}
             records.append(record | {"seconds": round(time.monotonic() - began, 2)})
