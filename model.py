@@ -373,9 +373,10 @@ class Run:
         line = {"file": name, "digest": digest(data), "sources": made_from, "knobs": knobs, "log": log}
         body = json.dumps(line)[:-1].encode()
         self.path.mkdir(parents=True, exist_ok=True)
-        with naming(self.manifest), self.manifest.open("ab") as file:
-            # the newline comes first: a line before it that was cut does not grow longer
-            file.write(b"\n" + body + f', "line": "{digest(body)}"}}'.encode())
+        with naming(self.manifest), self.manifest.open("a+b") as file:
+            file.seek(max(file.tell() - 1, 0))
+            was_cut = file.read(1) not in (b"", b"\n")  # the line before: do not make it longer
+            file.write(b"\n" * was_cut + body + f', "line": "{digest(body)}"}}\n'.encode())
         write_file(self.path / name, data)
         self.lines[name, line["digest"]], self.digests[name] = line, line["digest"]
 
