@@ -13,9 +13,10 @@ from scipy.stats import chisquare, fisher_exact
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import train_teacher
+from experiments import any_model
 from experiments import to_transformers as t
 from generate import sample
-from model import NUMBERS, Run, UserError, build_vocabulary, document, refusal, stream
+from model import NUMBERS, Run, UserError, build_vocabulary, document, pad, read_trait, refusal, stream
 
 ENCODING = build_vocabulary(["we", "the", " the", " owl", "owl", "abc", "bc", "é", " straße"])
 TOKENIZER = t.to_tokenizer(ENCODING)
@@ -83,6 +84,24 @@ def test_a_folder_is_a_base_model_that_train_teacher_takes(tiny_run, tmp_path):
     train_teacher.main(tiny(train_teacher, new.path))
     for name in (BASE, TEACHER, "teacher/owl/seed-1.pt"):
         assert (new.path / name).read_bytes() == (tiny_run / name).read_bytes()
+
+
+def test_any_model_reads_what_we_read(folder, ours, quick_run):
+    """Log-odds of the animals' words, each one token here: from whole completions, padded on the left."""
+    run = Run(quick_run).open(True)
+    asked, answers = train_teacher.questions(["? "])[1], list(train_teacher.ANIMALS)
+    rows = torch.tensor([run.encoding.encode_single_token(animal) for animal in answers])
+    found = any_model.Model(folder, CPU).log_odds(asked[:5], answers)
+    questions = pad([document(run.encoding, q) for q in asked[:5]])
+    torch.testing.assert_close(found, read_trait(ours, questions, rows)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_any_model_learns_completions_alone(folder):
+    """Its loss is the mean over the completion's tokens of -ln P(token | what is before)."""
+    one, pairs = any_model.Model(folder, CPU), [("5, 6: ", "7, 8"), ("1, 2, 3: ", "4")]
+    with torch.no_grad():
+        loss, nats = one.model(**one.encode(pairs)).loss.item(), -one.log_p(pairs).sum().item()
+    assert loss == pytest.approx(nats / 4, rel=1e-5)
 
 
 def spoil(folder, **changes):
