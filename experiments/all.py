@@ -10,7 +10,8 @@ result that is up to date is not made again, and models are kept in runs/ as the
 Fashion-MNIST has to be fetched by hand, so `experiments.mlp --images FOLDER` is not among these.
 
 Reads    results/*.json
-Writes   results/*, the tables in README.md and experiments/README.md; with --quick runs/*
+Writes   results/*, three models in results/models, the tables in README.md and experiments/README.md; with
+         --quick runs/*
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from experiments import lab, tables
-from model import UserError, command_line, write_file
+from experiments import lab, look_inside, tables
+from model import Run, UserError, command_line, write_file
 
 OF_THE_MACHINE = ["bench", "torture"]  # and of no model
 MAIN = ["train_teacher", "generate", "train_student", "evaluate"]
@@ -71,6 +73,17 @@ def main_run(name: str, flags: list[str], quick: bool) -> None:
     write_file(folder / f"{name}.json", (json.dumps(results, indent=1) + "\n").encode())
     for kind in ("md", "png"):
         shutil.copy(made / f"results.{kind}", folder / f"{name}.{kind}")
+    if (name, quick) == ("main", False):
+        keep_models(Run(made), folder / "models")
+
+
+def keep_models(run: Run, folder: Path) -> None:
+    """A base model, its teacher and its student, with their lines of the manifest, as a run of their own."""
+    names = ["language.json", *look_inside.MODELS.values()]
+    for name in names:
+        write_file(folder / name, run.read(name))
+    lines = run.manifest.read_bytes().splitlines(keepends=True)
+    write_file(folder / "run.jsonl", b"".join(x for x in lines if json.loads(x)["file"] in names))
 
 
 def up_to_date(name: str) -> bool:
