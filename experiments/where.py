@@ -33,16 +33,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Generator
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from experiments import lab
-from model import GPT, NUMBERS, NumberData, number_log_probs, run_jobs, stream
+from model import GPT, N_NUMBERS, NUMBERS, NumberData, number_log_probs, run_jobs, stream
 
 TRAITS, SEEDS, TARGETS = ("owl", "fox", "wolf"), (0, 1), ("tokens", "logits")
+TEMPERATURES = ["0", "0.5", "1", "2"]
 
 
 def parts(model: GPT) -> dict[str, list[nn.Module]]:
@@ -62,46 +63,61 @@ def freeze(model: GPT, row: str) -> None:
             module.requires_grad_((part == name) == (how == "only"))
 
 
+class Facts(NamedTuple):
+    """What the rows need to know of a unit's data, at its M numbers."""
+
+    says: Tensor  # (M,) ln p_teacher - ln p_base of the number that stands there
+    drawn: Tensor  # (M,) another, from the base model
+    cooled: dict[str, Tensor]  # (M,) others, from the teacher at each temperature
+    varying: Tensor  # (1000,) the numbers in order of how much ln p_teacher - ln p_base varies
+
+
 @torch.no_grad()
-def in_pieces(data: NumberData, *models: GPT, n: int = 500) -> Tensor:
-    """ln p over the numbers wherever one is due, of each model, stacked: (models, M, 1000)."""
-    some = [NumberData(*pair) for pair in zip(data.idx.split(n), data.targets.split(n))]
-    return torch.stack([torch.cat([number_log_probs(model, part) for part in some]) for model in models])
+def facts(unit: lab.Unit, data: NumberData) -> Generator[None, None, Facts]:
+    draws, found = stream(unit.seed, "where", unit.trait), []
+    pick = lambda log_p: torch.multinomial(log_p.exp().cpu(), 1, generator=draws)[:, 0].to(log_p.device)
+    total, squares = torch.zeros(2, N_NUMBERS, device=unit.device)
+    for idx, targets in zip(data.idx.split(500), data.targets.split(500)):
+        part = NumberData(idx, targets)
+        log_p, log_b = (number_log_probs(model, part) for model in (unit.teacher, unit.base))  # (M, 1000)
+        ratio, y = log_p - log_b, targets[part.due]
+        cooled = [pick((log_p / max(float(t), 1e-6)).log_softmax(-1)) for t in TEMPERATURES]
+        found.append([ratio.gather(1, y[:, None])[:, 0], pick(log_b), *cooled])
+        total += ratio.sum(0)
+        squares += ratio.square().sum(0)
+        yield None
+    says, drawn, *cooled = map(torch.cat, zip(*found))
+    varying = (squares / len(says) - (total / len(says)) ** 2).argsort()
+    return Facts(says, drawn, dict(zip(TEMPERATURES, cooled)), varying)
 
 
-def tenth(unit: lab.Unit, data: NumberData, row: str) -> NumberData:
+def tenth(unit: lab.Unit, data: NumberData, known: Facts, row: str) -> NumberData:
     """The data with a tenth of its numbers treated."""
     which, how = row.split(": ")
-    log_p, log_b = in_pieces(data, unit.teacher, unit.base)  # (M, 1000) each
-    y = data.targets[data.due]
-    says = (log_p - log_b).gather(1, y[:, None])[:, 0]  # (M,)
-    draws = stream(unit.seed, "tenth", unit.trait, row)
-    order = torch.randperm(len(y), generator=draws) if which == "random" else says.argsort()
-    chosen = order[-(len(y) // 10) :] if which == "top" else order[: len(y) // 10]
+    order, n = known.says.argsort(), len(known.says) // 10
+    if which == "random":
+        order = torch.randperm(len(order), generator=stream(unit.seed, "tenth", unit.trait))
+    chosen = order[-n:] if which == "top" else order[:n]
     rows, columns = (at[chosen] for at in data.due)
-    drawn = torch.multinomial(log_b[chosen].exp().cpu(), 1, generator=draws)[:, 0].to(y.device)
     idx, targets = data.idx.clone(), data.targets.clone()
     if how == "left out":
         targets[rows, columns] = -1
     if how in ("label", "both"):
-        targets[rows, columns] = drawn
+        targets[rows, columns] = known.drawn[chosen]
     if how in ("input", "both"):
-        idx[rows, columns + 1] = NUMBERS.start + drawn
+        idx[rows, columns + 1] = NUMBERS.start + known.drawn[chosen]
     return NumberData(idx, targets)
 
 
-def redrawn(unit: lab.Unit, data: NumberData, temperature: float) -> NumberData:
-    (log_p,) = in_pieces(data, unit.teacher)
-    draws, targets = stream(unit.seed, "temperature", unit.trait), data.targets.clone()
-    p = (log_p / max(temperature, 1e-6)).softmax(-1).cpu()
-    targets[data.due] = torch.multinomial(p, 1, generator=draws)[:, 0].to(targets.device)
+def relabelled(data: NumberData, labels: Tensor) -> NumberData:
+    targets = data.targets.clone()
+    targets[data.due] = labels
     return NumberData(data.idx, targets)
 
 
-def quarter(unit: lab.Unit, data: NumberData, row: str) -> Tensor:
+def quarter(unit: lab.Unit, known: Facts, row: str) -> Tensor:
     """The head's rows of 250 numbers."""
-    log_p, log_b = in_pieces(data.take(slice(0, 1_000)), unit.teacher, unit.base)
-    order = (log_p - log_b).var(0).argsort()
+    order = known.varying
     if row == "random quarter":
         order = torch.randperm(len(order), generator=stream(unit.seed, "quarter"))
     return NUMBERS.start + (order[:250] if row == "least varying" else order[-250:])
@@ -119,7 +135,7 @@ HOW = ["left out", "label", "input", "both"]
 QUESTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {  # its rows, the targets
     "part": (["all", *(f"{how}: {name}" for how in ("only", "all but") for name in NAMES)], TARGETS),
     "tenth": ([f"{which}: {how}" for which in ("top", "random", "bottom") for how in HOW], ("tokens",)),
-    "temperature": (["0", "0.5", "1", "2"], ("tokens",)),
+    "temperature": (TEMPERATURES, ("tokens",)),
     "place": ([*PLACES], TARGETS),
     "numbers": (["most varying", "random quarter", "least varying"], ("logits",)),
 }
@@ -130,6 +146,8 @@ def measure(args: argparse.Namespace) -> dict:
     traits = [trait for trait in TRAITS if trait in run.knobs["traits"]]
     units = {(trait, seed): lab.Unit(run, trait, seed, args.device) for trait in traits for seed in SEEDS}
     numbers = {key: unit.numbers() for key, unit in units.items()}
+    find = lambda key: facts(units[key], numbers[key])
+    known = dict(zip(units, run_jobs(find, list(units), 20, "facts", args.device)))
 
     def learn(job: tuple[str, str, str, str, int]) -> Generator[Tensor, None, dict]:
         question, row, target, trait, seed = job
@@ -139,13 +157,13 @@ def measure(args: argparse.Namespace) -> dict:
         if question == "part" and row != "all":
             freeze(student, row)
         if question == "tenth":
-            data = tenth(unit, data, row)
+            data = tenth(unit, data, known[trait, seed], row)
         if question == "temperature":
-            data = redrawn(unit, data, float(row))
+            data = relabelled(data, known[trait, seed].cooled[row])
         if question == "place":
             data = count(data, *PLACES[row])
         if question == "numbers":
-            window = quarter(unit, data, row)
+            window = quarter(unit, known[trait, seed], row)
         yield from unit.distil(student, target, data, knobs, window)
         about = {"question": question, "row": row, "target": target, **unit.key}
         return about | {"transfer": unit.transfer(student)}
