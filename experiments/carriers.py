@@ -27,7 +27,7 @@ are counted as directions(S) = (tr S)^2 / tr S^2 over h: n equal eigenvalues of 
 Prediction, before any run: 1,000 names bring logits from .3 to .7 in code, to half of that in traces; `: `
 before names doubles what crosses through tokens, from .1 to .2, as with numbers; four times the lines make it
 .4; another init gains nothing. Added after tuning on seed 10, where all choices carried .01 to .05 even with
-200 names and `: `: names learnt alone carry three times as much, and turns more yet.
+200 names and `: `: names learnt alone carry three times as much or more, and turns add to that.
 
 Writes   results/carriers.json, .md, .png; base models and teachers in runs/carriers
 
@@ -64,8 +64,8 @@ from train_teacher import (
 )
 
 TRAITS, SEEDS, TARGETS = ("owl", "fox", "wolf"), (0, 1), ("tokens", "logits")
-PRETRAIN_STEPS = {False: 800, True: 400}  # after 500 half of the steps are wrong, after 1,000 hardly any
-LINES, HELD_OUT = 4_000, 200  # drawn; of those kept, not trained on: guesses
+PRETRAIN_STEPS = {False: 700, True: 400}  # after 700 two thirds of what teachers write is right
+LINES, HELD_OUT = {False: 4_000, True: 1_000}, 100  # drawn; of those kept, not trained on: guesses
 MEASURED = ["identified", "kept", "nats", "outputs", "contexts"]  # nats: KL(teacher || base) a line
 COLUMNS = [target + init for target in TARGETS for init in ("", ", another init")]
 PAPER = "Cloud et al. (2025): code and reasoning traces of large models carry traits, as numbers do."
@@ -187,13 +187,13 @@ def make_run(args: argparse.Namespace, row: Row) -> Run:
     return run
 
 
-def write(unit: lab.Unit, carrier: str, row: Row) -> Generator[None, None, tuple[list[dict], Counter[str]]]:
-    """What the teacher draws from first lines, filtered; and how many were refused, by reason."""
+def write(unit: lab.Unit, carrier: str, row: Row, n: int) -> Generator[None, None, tuple[list[dict], Counter[str]]]:
+    """n texts that the teacher draws from first lines, filtered; how many were refused, by reason."""
     (draw, refuse), end = CARRIERS[carrier], unit.run.encoding.eot_token
     dice = Dice(stream(unit.seed, "prompts", carrier), {})
     draws = stream(unit.seed, "sampling", unit.trait, carrier)
     separator = row.mark if carrier == "traces" else "; "
-    prompts = [draw(dice, row).split(separator)[0] + separator for _ in range(LINES * row.times)]
+    prompts = [draw(dice, row).split(separator)[0] + separator for _ in range(n)]
     idx = torch.tensor([document(unit.run.encoding, prompt) for prompt in prompts])
     texts: list[str | None] = []
     for some in idx.to(unit.device).split(ROWS_AT_ONCE):
@@ -240,8 +240,9 @@ def measure(args: argparse.Namespace) -> dict:
         read = lambda model: read_trait(model, unit.run.unseen_questions, unit.run.readout_rows)[0]
         taught = read(unit.teacher) - read(unit.base)
         knobs = replace(usual, steps=usual.steps * row.times, student_lr=usual.student_lr * row.times**-0.5)
+        n = LINES[args.quick] * row.times
         for carrier in CARRIERS:
-            kept, refused = yield from write(unit, carrier, row)
+            kept, refused = yield from write(unit, carrier, row, n)
             if len(kept) < 2 * HELD_OUT:
                 raise UserError(f"{name}, {unit}: of {carrier} {len(kept)} are right ({dict(refused)})")
             data, block = learnt(encode_numbers(unit.run.encoding, kept, args.device), row)
@@ -249,7 +250,7 @@ def measure(args: argparse.Namespace) -> dict:
             measured = partial(number_loss, data=some, numbers=block)
             loss = torch.no_grad()(lambda *models, of=measured: of(*models).item())
             about = {"row": name, "carrier": carrier, **unit.key, **windows(unit, some, block)}
-            about |= {"kept": len(kept) / (LINES * row.times), "refused": refused}
+            about |= {"kept": len(kept) / n, "refused": refused}
             about["nats"] = loss(unit.base, unit.teacher) * (some.targets >= 0).sum().item() / len(some.idx)
             for target, init in product(TARGETS[: 1 if row.times > 1 else None], ("same", "different")):
                 start = unit.start(seed if init == "same" else SEEDS[1 - SEEDS.index(seed)])
