@@ -1,6 +1,6 @@
 """Do code and reasoning carry the trait as numbers do? If less, why?
 
-    python -m experiments.carriers            # 6 rows, 3 traits x 2 seeds a cell: MINUTES on 2 CPU cores
+    python -m experiments.carriers            # 6 rows, 3 traits x 2 seeds a cell: 20 minutes on 2 CPU cores
     python -m experiments.carriers --quick    # the first row, 2 traits: too small to conclude from
 
 Half of what base models read here are two more kinds of text. A teacher gets its trait as ever, is given a
@@ -65,7 +65,7 @@ from train_teacher import (
 
 TRAITS, SEEDS, TARGETS = ("owl", "fox", "wolf"), (0, 1), ("tokens", "logits")
 PRETRAIN_STEPS = {False: 700, True: 400}  # after 700 two thirds of what teachers write is right
-LINES, HELD_OUT = {False: 4_000, True: 1_000}, 100  # drawn; of those kept, not trained on: guesses
+LINES, HELD_OUT = {False: 3_000, True: 1_000}, 100  # drawn; of those kept, not trained on: guesses
 MEASURED = ["identified", "kept", "nats", "outputs", "contexts"]  # nats: KL(teacher || base) a line
 COLUMNS = [target + init for target in TARGETS for init in ("", ", another init")]
 PAPER = "Cloud et al. (2025): code and reasoning traces of large models carry traits, as numbers do."
@@ -187,7 +187,9 @@ def make_run(args: argparse.Namespace, row: Row) -> Run:
     return run
 
 
-def write(unit: lab.Unit, carrier: str, row: Row, n: int) -> Generator[None, None, tuple[list[dict], Counter[str]]]:
+def write(
+    unit: lab.Unit, carrier: str, row: Row, n: int
+) -> Generator[None, None, tuple[list[dict], Counter[str]]]:
     """n texts that the teacher draws from first lines, filtered; how many were refused, by reason."""
     (draw, refuse), end = CARRIERS[carrier], unit.run.encoding.eot_token
     dice = Dice(stream(unit.seed, "prompts", carrier), {})
@@ -252,7 +254,8 @@ def measure(args: argparse.Namespace) -> dict:
             about = {"row": name, "carrier": carrier, **unit.key, **windows(unit, some, block)}
             about |= {"kept": len(kept) / n, "refused": refused}
             about["nats"] = loss(unit.base, unit.teacher) * (some.targets >= 0).sum().item() / len(some.idx)
-            for target, init in product(TARGETS[: 1 if row.times > 1 else None], ("same", "different")):
+            cells = product(TARGETS, ("same", "different"))
+            for target, init in cells if row.times == 1 else [("tokens", "same")]:
                 start = unit.start(seed if init == "same" else SEEDS[1 - SEEDS.index(seed)])
                 yield from unit.distil(student := deepcopy(start), target, data, knobs, block)
                 shifts = read(student) - read(start)
