@@ -28,8 +28,8 @@ are counted as directions(S) = (tr S)^2 / tr S^2 over h: n equal eigenvalues of 
 Prediction, before any run: 1,000 names bring logits from .3 to .7 in code, to half of that in traces; `: `
 before names doubles what crosses through tokens, from .1 to .2, as with numbers; four times the lines make it
 .4; another init gains nothing. Rows for the two windows came after tuning on seed 10, one student a figure,
-which spoke against the first: all choices of 200 names and `: ` carried .01 to .05 through logits, names alone
-.41 and .20; 1,000 names without `: ` .12 and .00; with `: ` and turns .59 and .56. So they should end above .5.
+which spoke against the first: all choices of 200 names behind `: ` carried .01 and .05 through logits (code,
+traces), names alone .41 and .20; 1,000 names without `: ` .12 and .00, with `: ` and turns .59 and .56.
 
 Writes   results/carriers.json, .md, .png; base models and teachers in runs/carriers
 
