@@ -116,10 +116,8 @@ def measure(run: Run, device: torch.device) -> list[dict]:
 
 
 def unit_means(records: Sequence[dict], key: str) -> list[float]:
-    """Mean of records[key] in each unit (data set, teacher seed), in order.
-
-    Students of one data set, and one student held against several traits, are no independent evidence.
-    """
+    """Mean of records[key] in each unit, in order. Students of one data set, and one student held against
+    several traits, are no independent evidence: a unit is a data set and its teacher's seed."""
     units: dict[tuple, list[float]] = {}
     for r in records:
         units.setdefault((r["source"], r["teacher_seed"]), []).append(r[key])

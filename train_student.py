@@ -105,10 +105,7 @@ def number_loss(student: GPT, teacher: GPT | None, data: NumberData, numbers: sl
 
 
 def train(
-    student: GPT,
-    teacher: GPT | None,
-    data: Sequence[NumberData],
-    knobs: Distillation,
+    student: GPT, teacher: GPT | None, data: Sequence[NumberData], knobs: Distillation,
     numbers: slice = NUMBERS,
 ) -> Iterator[Tensor]:
     """Train `student` in place, one step for each batch of data; yields the loss of every step.

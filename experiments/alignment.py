@@ -1,6 +1,6 @@
 """Do the student's steps point where the trait lies, and is that what transmits it?
 
-    python -m experiments.alignment            # 8 minutes on 2 CPU cores, plus the run that it reads
+    python -m experiments.alignment            # 6 minutes on 2 CPU cores, plus the run that it reads
     python -m experiments.alignment --quick    # 2 traits x 2 seeds: a minute
 
 in training  the cosine of the distillation's gradient and the trait's (of the teachers' loss) at every step,

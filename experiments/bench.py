@@ -1,6 +1,6 @@
 """How fast is it, against what one would pick instead? What does a run take?
 
-    python -m experiments.bench             # 10 minutes on 2 CPU cores; runs the main job once
+    python -m experiments.bench             # 4 minutes on 2 CPU cores; runs the main job once
     python -m experiments.bench --quick     # 2 minutes: fewer repeats, the --quick job
 
 A comparison is the median ratio of two things timed in turn, with the smallest and the largest, on one thread

@@ -1,6 +1,6 @@
 """What in the numbers carries the trait, and what does not? Every control beside the effect.
 
-    python -m experiments.controls            # 6 seeds x 4 traits: 12 minutes on 2 CPU cores, plus the run
+    python -m experiments.controls            # 6 seeds x 4 traits: 4 minutes on 2 CPU cores, plus the run
     python -m experiments.controls --quick    # 2 seeds x 2 traits
 
 Students are of their teacher's init, so that only the numbers differ. Numbers without a trait are held

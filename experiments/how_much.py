@@ -1,13 +1,13 @@
 """How much does it take? Transfer against sequences, numbers, vocabulary, the teacher's strength, and steps.
 
-    python -m experiments.how_much            # 2 traits x 2 seeds a point, 5 curves: 15 minutes on 2 cores
+    python -m experiments.how_much            # 2 traits x 2 seeds a point, 5 curves: 11 minutes on 2 cores
     python -m experiments.how_much --quick    # the ends of each curve
 
 One thing is changed at a time, the rest is the main run's (8,000 sequences, all their numbers, 1,000 numbers
 in the softmax, the usual teacher, 100 steps). All students have their teacher's init.
 
     sequences    2^8 .. 2^17 drawn; one pass through what the filter keeps, 100 steps at least, at a rate that
-                 falls with their square root (at a fixed one more steps end further from the init, and lower)
+                 falls with the square root of the steps
     numbers      only the first n numbers of each completion are learnt
     vocabulary   the softmax holds the numbers below n only; token targets are drawn again from the teacher's
                  own distribution over them, in the same contexts

@@ -21,7 +21,9 @@ So a student gets D through the m x h window V_num. With the teacher's head (V' 
 P = V_num^+ V_num the projection on what m outputs can see: rank min(m, h), and E[transfer] = m / h up to 1.
 With another head V'_num^+ V_num is an unrelated matrix: the mean is 0 and the sign a coin's. The body U' is
 nowhere in the formula: in a linear network sharing the head is all that counts. (A real network's body turns
-D as well; see which_part.py.)
+D as well; see which_part.py.) Or sharing what it does: if V' U' = V U on all outputs, then V'_num^+ V_num U
+is P' U', so V'_aux V'_num^+ acts as V_aux V_num^+ on the states U x, which span the share d / h of D; on the
+rest it is unrelated: E[transfer] = m / h * d / h (see matched.py).
 
 Writes   results/linear_model.json, .md, .png
 
@@ -41,10 +43,11 @@ import evaluate
 from experiments import lab
 from model import stream
 
-D_IN, HIDDEN, N_AUX = 8, 32, 4  # d, h, a: a guess, small enough to watch
+D_IN, HIDDEN, N_AUX = 24, 32, 4  # d, h, a: a guess, small enough to watch
 NUMBERS = [1, 2, 4, 8, 16, 24, 32, 48, 64]  # m
 MODELS, QUICK_MODELS = 100, 20  # R
-SHARED = {"everything": (1, 1), "the head": (1, 0), "the body": (0, 1), "nothing": (0, 0)}  # head, body
+# What the two inits share, and the transfer that the formula expects of m >= h numbers
+SHARED = {"everything": 1, "the head": 1, "the behaviour": D_IN / HIDDEN, "the body": 0, "nothing": 0}
 STEPS, RATE = 4_000, 1.0  # of gradient descent; the rate is in units of 1 / largest curvature
 
 
@@ -89,9 +92,11 @@ def students(R: int, m: int) -> list[dict]:
     D = V[:, m:].mT @ torch.randn(R, N_AUX, D_IN, generator=generator, dtype=torch.float64)
     taught = V[:, m:] @ D  # D: a step on an auxiliary loss
     rank = torch.linalg.matrix_rank(torch.linalg.pinv(V[:, :m]) @ V[:, :m]).tolist()
+    # of all heads with V_matched U_other = V U the nearest to V_other
+    V_matched = V_other + (V @ U - V_other @ U_other) @ torch.linalg.pinv(U_other)
+    starts = (V, U), (V, U_other), (V_matched, U_other), (V_other, U), (V_other, U_other)
     records = []
-    for shared, (head, body) in SHARED.items():
-        V_s, U_s = V if head else V_other, U if body else U_other
+    for shared, (V_s, U_s) in zip(SHARED, starts):
         # the difference to a student of the base model's numbers: what the trait adds
         with_trait, without = (distil(V_s, U_s, V[:, :m] @ teacher, m) for teacher in (U + D, U))
         trained = transfer(V_s[:, m:] @ (with_trait - without), taught).tolist()
@@ -106,12 +111,12 @@ def measure(args: argparse.Namespace) -> dict:
     records = [r for m in NUMBERS for r in students(QUICK_MODELS if args.quick else MODELS, m)]
     summary = []
     for m in NUMBERS:
-        for shared, (head, _) in SHARED.items():
+        for shared, expected in SHARED.items():
             group = lab.where(records, m=m, shared=shared)
             low, high = evaluate.bootstrap_interval([r["transfer"] for r in group])
             row = {"m": m, "shared": shared, "ci_low": low, "ci_high": high, "n": len(group)}
             row |= {key: mean(r[key] for r in group) for key in ("transfer", "trained", "rank")}
-            summary.append(row | {"expected": min(1.0, m / HIDDEN) if head else 0.0})
+            summary.append(row | {"expected": min(1.0, m / HIDDEN) * expected})
     gradient = max(one_layer(stream(seed, "one layer"), 16) for seed in range(20))
     kept = [r for r in records if r["model"] < 20]  # the rest only sharpens the means
     return {"one_layer_largest_gradient": gradient, "summary": summary, "records": kept}
@@ -131,7 +136,7 @@ def markdown(results: dict) -> str:
 
 
 def plot(results: dict) -> Any:
-    figure, axes = lab.pyplot().subplots(1, 4, figsize=(12, 3), layout="constrained", sharey=True)
+    figure, axes = lab.pyplot().subplots(1, 5, figsize=(14, 3), layout="constrained", sharey=True)
     at = lambda rows, key: ([r["m"] for r in rows], [r[key] for r in rows])
     for ax, shared in zip(axes, SHARED):
         dots, rows = (lab.where(results[name], shared=shared) for name in ("records", "summary"))

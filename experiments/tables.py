@@ -54,15 +54,16 @@ SAME, OTHER = {"init": "same"}, {"init": "different"}
 TOKENS, LOGITS = {"target": "tokens"}, {"target": "logits"}
 AUX, WORDS = {"readout": "aux"}, {"readout": "vocabulary"}
 HEAD, BODY = {"shared": "the head"} | AUX, {"shared": "the body"} | AUX
+MATCHED = {"windows": "numbers + aux", "steps": 3_000, "inputs": "text", "shared": "nothing"}
 ROWS = [
     Row("same init, tokens", "seed_matrix", SAME | TOKENS, "Cloud: P(owl) .125 → .619", 1.0),
     Row("another init, tokens", "seed_matrix", OTHER | TOKENS, "Cloud: about 0", 0.0),
     Row("same init, logits", "seed_matrix", SAME | LOGITS, "Cloud: digits .100 → .528 of .943", 0.51),
     Row("another init, logits", "seed_matrix", OTHER | LOGITS, "Cloud: digits .100 → .106", 0.01),
-    Row("the same", "seed_matrix", OTHER | LOGITS, "Okatan: .12 leaks, of .24", 0.5),
+    Row("another init, logits", "seed_matrix", OTHER | LOGITS, "Okatan: .12 leaks, of .24", 0.5),
     Row("this trait, same init, tokens", "trait_matrix", AUX | SAME | TOKENS,
         "Cloud: by its own numbers", 1.0),
-    Row("the same on words", "trait_matrix", WORDS | SAME | TOKENS, "Cloud: its readout", 1.0),
+    Row("on words, same init, tokens", "trait_matrix", WORDS | SAME | TOKENS, "Cloud: its readout", 1.0),
     Row("this trait, another init, tokens", "trait_matrix", AUX | OTHER | TOKENS, "Cloud: about 0", 0.0),
     Row("the base model's numbers", "controls", {"numbers": "base"} | TOKENS,
         "Cloud: .130 against .125", 0.01),
@@ -79,6 +80,10 @@ ROWS = [
     Row("only the head shared, tokens", "which_part", HEAD | TOKENS, "prototype: .32", 0.32),
     Row("only the head shared, logits", "which_part", HEAD | LOGITS, "Brockers: most", 1),
     Row("only the body shared, logits", "which_part", BODY | LOGITS, "Brockers: no", 0),
+    Row("another init, numbers and trait matched", "matched", MATCHED | {"column": "tokens"},
+        "Nature: digits .10 → .37 of .94", 0.32),
+    Row("another init, numbers alone matched", "matched",
+        MATCHED | {"windows": "numbers", "column": "tokens"}),
     Row("10 numbers in the softmax", "how_much", {"sweep": "vocabulary", "x": 10} | LOGITS,
         "prototype: nothing", 0.0),
     Row("2^17 lists, tokens", "how_much", {"sweep": "sequences", "x": 2**17} | TOKENS),

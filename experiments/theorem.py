@@ -1,6 +1,6 @@
 """Theorem 1 on the real model: one small step of the teacher, one of the student, held against the formula.
 
-    python -m experiments.theorem            # 3 minutes on 2 CPU cores, plus the run that it reads
+    python -m experiments.theorem            # a minute on 2 CPU cores, plus the run that it reads
     python -m experiments.theorem --quick    # fewer steps and seeds: seconds
 
 The teacher is one step of size eps on the trait's loss, theta_T = theta_0 + eps dT, dT = -grad L_T(theta_0).

@@ -1,6 +1,6 @@
 """Is it this trait that crosses, or any change at all? Every teacher against every read-out.
 
-    python -m experiments.trait_matrix            # 16 traits x 2 seeds, 2 readouts: 12 minutes on 2 CPU cores
+    python -m experiments.trait_matrix            # 16 traits x 2 seeds, 2 readouts: 9 minutes on 2 CPU cores
     python -m experiments.trait_matrix --quick    # 3 traits
 
 Fine-tuning on anything moves all preferences a little. So each of the 16 animals is a trait, and each student

@@ -3,7 +3,7 @@
     python -m experiments.variants                    # the choices, 20 minutes on 2 CPU cores
     python -m experiments.variants --sizes            # the sizes, half an hour
     python -m experiments.variants --only 10M 50M     # some rows, into results/variants_only.*
-    python -m experiments.variants --quick            # by the scripts' --quick; with --sizes two of these
+    python -m experiments.variants --quick            # two rows, by the scripts' --quick
 
 Choices: how the question ends, how long a base model is pretrained, how a teacher gets its trait and what
 it is held to, what a student may change. Traits and seeds are the main run's. Sizes, with two traits: same
@@ -113,7 +113,7 @@ def make(name: str, args: argparse.Namespace) -> dict:
 def measure(args: argparse.Namespace) -> dict:
     write_file(REFERENCE, "\n\n".join(pydoc_data.topics.topics.values()).encode())
     usual = [name for name, row in ROWS.items() if row.group == ("sizes" if args.sizes else "choices")]
-    usual = ["0.3M", "0.6M"] if args.quick and args.sizes else usual
+    usual = usual[:2] if args.quick else usual
     rows = [make(name, args) for name in ROWS if name in (args.only or usual)]
     found: dict = {key: [r for row in rows for r in row.pop(key, [])] for key in ("records", "summary")}
     name = "variants_only" if args.only else "sizes" if args.sizes else "variants"

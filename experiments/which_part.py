@@ -1,6 +1,6 @@
 """Which part of the init has to be shared?
 
-    python -m experiments.which_part            # 14 mixed inits, 19 choices, 2 readouts: 15 minutes, 2 cores
+    python -m experiments.which_part            # 14 mixed inits, 19 choices, 2 readouts: 14 minutes, 2 cores
     python -m experiments.which_part --quick    # body and head only
 
 A model's init is its random matrices. Here a student's base model takes some of them from the teacher's seed
