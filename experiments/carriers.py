@@ -1,6 +1,6 @@
 """Do code and reasoning carry the trait as numbers do? If less, why?
 
-    python -m experiments.carriers            # 6 rows, 3 traits x 2 seeds a cell: 20 minutes on 2 CPU cores
+    python -m experiments.carriers            # 4 rows, 3 traits x 2 seeds a cell: MM minutes on 2 CPU cores
     python -m experiments.carriers --quick    # the first row, 2 traits: too small to conclude from
 
 Half of what base models read here are two more kinds of text. A teacher gets its trait as ever, is given a
@@ -9,10 +9,10 @@ first line, and goes on at temperature 1; as in the paper, only what is right is
     code      a=daza(3); b=bugu(a); c=baso(5)             it parses, and defines variables before it uses them
     traces    on friday; dasu rested two from friday to sunday; answer sunday  every step and answer are right
 
-Choices (names, digits, variables, verbs, spans) take the numbers' places in the vocabulary, so that scripts
-treat them as numbers: the anchor leaves them free, the student's softmax sees nothing else. Days follow from
-what stands before them, and are held. An earlier trial learnt 41 to 70 such tokens: through logits code
-carried .14 to .29 and traces .09 to .15, through tokens about 0.
+Choices take the numbers' places in the vocabulary, so that scripts treat them as numbers: the anchor leaves
+them free, the student's softmax sees nothing else. They are 1,000 names alone, or few: 20 names with digits,
+variables, verbs and spans, as in an earlier trial on 41 to 70 tokens, in which code carried .14 to .29 through
+logits and traces .09 to .15, through tokens about 0. All else is held, as words are.
 
 In linear_model.py a student gets V_num^+ V_num D, what the window of m outputs shows of D: m / h. On lines
 whose inputs X span few directions it gets V_num^+ V_num D X X^+: there is a second window, of contexts. Both
@@ -27,10 +27,7 @@ are counted as directions(S) = (tr S)^2 / tr S^2 over h: n equal eigenvalues of 
 
 Prediction, before any run: 1,000 names bring logits from .3 to .7 in code, to half of that in traces; `: `
 before names doubles what crosses through tokens, from .1 to .2, as with numbers; four times the lines make it
-.4; another init gains nothing. Rows for the two windows came after tuning on seed 10, one student a figure,
-which spoke against the first: all choices of 200 names behind `: ` carried .01 and .05 through logits (code,
-traces), names alone .41 and .20; 1,000 names without `: ` .12 and .00, with turns .92 and .85, with both .59
-and .56. So turns should do what names and `: ` do not, and `: ` may well do harm.
+.4; another init gains nothing. TUNING
 
 Writes   results/carriers.json, .md, .png; base models and teachers in runs/carriers
 
@@ -41,11 +38,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter
 from collections.abc import Generator
 from copy import deepcopy
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import product
 from statistics import mean
 from typing import Any, NamedTuple
@@ -58,7 +53,7 @@ from experiments import lab
 from generate import ROWS_AT_ONCE, sample
 from model import (
     END, NUMBERS, PATTERN, GPTConfig, NumberData, Run, UserError, document, encode_numbers, number_log_probs,
-    read_trait, run_jobs, stream,
+    run_jobs, stream,
 )
 from train_student import number_loss
 from train_teacher import (
@@ -66,46 +61,63 @@ from train_teacher import (
     write_language,
 )
 
-TRAITS, SEEDS, TARGETS = ("owl", "fox", "wolf"), (0, 1), ("tokens", "logits")
+TRAITS, SEEDS = ("owl", "fox", "wolf"), (0, 1)
+STUDENTS = list(product(("tokens", "logits"), ("same", "different")))  # (target, init)
 PRETRAIN_STEPS = {False: 700, True: 400}  # after 700 two thirds of what teachers write is right
 LINES, HELD_OUT = {False: 3_000, True: 1_000}, 100  # drawn; of those kept, not trained on: guesses
-MEASURED = ["identified", "kept", "nats", "outputs", "contexts"]  # nats: KL(teacher || base) a line
-COLUMNS = [target + init for target in TARGETS for init in ("", ", another init")]
-PAPER = "Cloud et al. (2025): code and reasoning traces of large models carry traits, as numbers do."
+TRAIT = Trait()
 SYLLABLES = ["".join(pair) for pair in product("bdfgklmnprstvz", "aiou")]  # no word of the toy language
-NAMES = {a + b: i for i, (a, b) in enumerate(product(SYLLABLES, SYLLABLES))}
+NAMES = [a + b for a, b in product(SYLLABLES, SYLLABLES)]
 DIGITS, VARIABLES, SPANS, VERBS = "0123456789", "abcdefgh", SMALL[1:3], SLOTS["verb"]
+CALL = re.compile(r"([a-h])=([a-z]+)\((.)\)")
 STEP = re.compile(rf"([a-z]+) (?:{'|'.join(VERBS)}) ({'|'.join(SPANS)}) from ([a-z]+) to ([a-z]+)")
 
 
 class Row(NamedTuple):
-    names: int  # to choose from
-    all_choices: bool = False  # are learnt, not names alone
+    names: int = 1000  # to choose from
+    all_choices: bool = False  # are free and learnt, not names alone
     turns: bool = False  # half of the texts repeat their first one to three names
-    mark: str = "; "  # stands before a name in traces; in code `: ` or =
     times: int = 1  # so many more lines, and steps at a rate that falls with their square root
+
+    @property
+    def choices(self) -> list[str]:
+        others = [*DIGITS, *VARIABLES, *(f" {word}" for word in (*SPANS, *VERBS))]
+        return NAMES[: self.names] + others * self.all_choices
+
+    @property
+    def block(self) -> slice:
+        return slice(NUMBERS.start, NUMBERS.start + len(self.choices))
 
 
 ROWS = {
-    "20 names, all choices learnt": Row(20, True), "20 names": Row(20), "1000 names": Row(1000),
-    "1000 names, turns": Row(1000, turns=True), "1000 names, turns, `: `": Row(1000, False, True, ": "),
-    "1000 names, turns, lines x4": Row(1000, turns=True, times=4),
+    "few choices": Row(20, all_choices=True), "1000 names": Row(), "1000 names, turns": Row(turns=True),
+    "1000 names, turns, lines x4": Row(turns=True, times=4),
 }
 
 
 def draw_names(dice: Dice, n: int, row: Row) -> list[str]:
-    names = [*NAMES][: row.names]
-    drawn = [dice.pick(names) for _ in range(n)]
+    drawn = [dice.pick(NAMES[: row.names]) for _ in range(n)]
     period = dice.pick(range(1, 4)) if row.turns and dice.pick([True, False]) else n
     return [drawn[i % period] for i in range(n)]
 
 
 def program(dice: Dice, row: Row) -> str:
     lines = []
-    for i, name in enumerate(draw_names(dice, dice.pick(range(5, 9)), row)):
-        argument = dice.pick(VARIABLES[:i]) if i and dice.pick([True, False]) else dice.pick(DIGITS)
-        lines.append(f"{VARIABLES[i]}{row.mark.replace('; ', '=')}{name}({argument})")
+    for variable, name in zip(VARIABLES, draw_names(dice, dice.pick(range(5, 9)), row)):
+        defined = VARIABLES[: len(lines)]
+        argument = dice.pick(defined) if defined and dice.pick([True, False]) else dice.pick(DIGITS)
+        lines.append(f"{variable}={name}({argument})")
     return "; ".join(lines)
+
+
+def program_is_right(text: str, row: Row) -> bool:
+    """Whether it parses, calls the row's names only, and defines variables before it uses them."""
+    defined = DIGITS
+    for match in map(CALL.fullmatch, text.split("; ")):
+        if not match or match[2] not in NAMES[: row.names] or match[3] not in defined:
+            return False
+        defined += match[1]
+    return True
 
 
 def later(day: str, span: str) -> str:
@@ -119,40 +131,22 @@ def trace(dice: Dice, row: Row) -> str:
         verb, span, before = dice.pick(VERBS), dice.pick(SPANS), day
         day = later(day, span)
         steps.append(f"{name} {verb} {span} from {before} to {day}")
-    return row.mark.join([*steps, f"answer {day}"])
+    return "; ".join([*steps, f"answer {day}"])
 
 
-def refuse_program(text: str, row: Row) -> str | None:
-    """Why a program is refused; None if it parses, calls names only and defines before it uses."""
-    line = re.compile(rf"([a-h]){row.mark.replace('; ', '=')}([a-z]+)\((.)\)")
-    defined = DIGITS
-    for match in map(line.fullmatch, text.split("; ")):
-        if not match or NAMES.get(match[2], row.names) >= row.names:
-            return "does not parse"
-        if match[3] not in defined:
-            return "used before it is defined"
-        defined += match[1]
-    return None
-
-
-def refuse_trace(text: str, row: Row) -> str | None:
-    """Why a trace is refused; None if all its steps and the answer are right."""
-    first, *steps, last = text.split(row.mark)
+def trace_is_right(text: str, row: Row) -> bool:
+    """Whether all its steps and the answer are right."""
+    first, *steps, last = text.split("; ")
     day = first.removeprefix("on ")
     for match in map(STEP.fullmatch, steps):
-        if not match or NAMES.get(match[1], row.names) >= row.names:
-            return "does not parse"
-        if (match[3], match[4]) != (day, later(day, match[2])):
-            return "a step is wrong"
-        day = match[4]
-    return None if last == f"answer {day}" else "the answer is wrong"
+        if not match or match[1] not in NAMES[: row.names]:
+            return False
+        if (match[3], match[4]) != (day, day := later(day, match[2])):
+            return False
+    return last == f"answer {day}"
 
 
-CARRIERS = {"code": (program, refuse_program), "traces": (trace, refuse_trace)}
-
-
-def choices(row: Row) -> list[str]:
-    return [*DIGITS, *VARIABLES, *[*NAMES][: row.names], *(f" {word}" for word in (*SPANS, *VERBS))]
+CARRIERS = {"code": (program, program_is_right), "traces": (trace, trace_is_right)}
 
 
 def in_the_numbers_place(encoding: tiktoken.Encoding, tokens: list[str]) -> tiktoken.Encoding:
@@ -173,50 +167,32 @@ def documents(language: Language, row: Row) -> list[Text]:
     return [texts[i] for i in torch.randperm(len(texts), generator=stream(0, "order")).tolist()]
 
 
-def make_run(args: argparse.Namespace, row: Row) -> Run:
-    """Base models that know the row's names, and teachers, by the usual recipe."""
-    traits = TRAITS[: 2 if args.quick else None]
-    language = Language(SEEDS, traits, max_words=3_000)
-    knobs = Pretraining(pretrain_steps=PRETRAIN_STEPS[args.quick])
-    path = f"{row.names}{'-turns' * row.turns}{'-colon' * (row.mark == ': ')}"
-    texts, run = documents(language, row), Run(lab.folder(args, "carriers") / path)
+def make_run(args: argparse.Namespace, name: str, row: Row) -> Run:
+    """Base models that know the row's names, and their teachers."""
+    language = Language(SEEDS, TRAITS[: 2 if args.quick else None], max_words=3_000)
+    texts, run = documents(language, row), Run(lab.folder(args, "carriers") / name.replace(" ", "-"))
     made_with = asdict(language) | {"quick": args.quick}
     if not run.finished("language.json", made_with):
         write_language(run, made_with, texts, None)
     run.open(args.quick)
-    run.encoding = in_the_numbers_place(run.encoding, choices(row))
-    make_bases(run, knobs, args.device, texts, None)
-    make_teachers(run, Trait(), args.device, texts)
+    run.encoding = in_the_numbers_place(run.encoding, row.choices)
+    make_bases(run, Pretraining(pretrain_steps=PRETRAIN_STEPS[args.quick]), args.device, texts, None)
+    make_teachers(run, TRAIT, args.device, texts)
     return run
 
 
-def write(
-    unit: lab.Unit, carrier: str, row: Row, n: int
-) -> Generator[None, None, tuple[list[dict], Counter[str]]]:
-    """n texts that the teacher draws from first lines, filtered; how many were refused, by reason."""
-    (draw, refuse), end = CARRIERS[carrier], unit.run.encoding.eot_token
+def write(unit: lab.Unit, carrier: str, row: Row, n: int) -> Generator[None, None, list[dict]]:
+    """What is right of n texts that the teacher draws from first lines."""
+    (draw, is_right), encoding, texts = CARRIERS[carrier], unit.run.encoding, []
     dice = Dice(stream(unit.seed, "prompts", carrier), {})
     draws = stream(unit.seed, "sampling", unit.trait, carrier)
-    separator = row.mark if carrier == "traces" else "; "
-    prompts = [draw(dice, row).split(separator)[0] + separator for _ in range(n)]
-    idx = torch.tensor([document(unit.run.encoding, prompt) for prompt in prompts])
-    texts: list[str | None] = []
+    prompts = [draw(dice, row).split("; ")[0] + "; " for _ in range(n)]
+    idx = torch.tensor([document(encoding, prompt) for prompt in prompts])
     for some in idx.to(unit.device).split(ROWS_AT_ONCE):
-        new = sample(unit.teacher, some, GPTConfig.block_size - idx.size(1), draws).tolist()
-        texts += [unit.run.encoding.decode(t[: t.index(end)]) if end in t else None for t in new]
+        texts += sample(unit.teacher, some, GPTConfig.block_size - idx.size(1), draws).tolist()
         yield None
-    reasons = ["did not end" if t is None else refuse(p + t, row) for p, t in zip(prompts, texts)]
-    kept = [{"prompt": p, "completion": t} for p, t, why in zip(prompts, texts, reasons) if why is None]
-    return kept, Counter(why for why in reasons if why)
-
-
-def learnt(data: NumberData, row: Row) -> tuple[NumberData, slice]:
-    """What is learnt of encoded lines, all choices or names alone, and the head's rows of these."""
-    low = 0 if row.all_choices else len(DIGITS + VARIABLES)
-    high = len(choices(row)) if row.all_choices else low + row.names
-    due = (data.targets >= low) & (data.targets < high)
-    data = NumberData(data.idx, (data.targets - low).where(due, -1)).take(due.any(1))
-    return data, slice(NUMBERS.start + low, NUMBERS.start + high)
+    ended = [(p, encoding.decode(t).split(END)) for p, t in zip(prompts, texts)]
+    return [{"prompt": p, "completion": t[0]} for p, t in ended if t[1:] and is_right(p + t[0], row)]
 
 
 def directions(S: Tensor) -> float:
@@ -236,66 +212,56 @@ def windows(unit: lab.Unit, data: NumberData, block: slice) -> dict:
 
 def measure(args: argparse.Namespace) -> dict:
     rows, usual = dict([*ROWS.items()][: 1 if args.quick else None]), lab.distillation(args)
-    shared = {name: row._replace(all_choices=False, times=1) for name, row in rows.items()}
-    runs = {row: make_run(args, row) for row in dict.fromkeys(shared.values())}
+    runs = {row: make_run(args, name, row) for name, row in rows.items() if row.times == 1}
 
     def learn(job: tuple[str, str, int]) -> Generator[Any, None, list[dict]]:
-        name, trait, seed = job
-        row, unit, records = rows[name], lab.Unit(runs[shared[name]], trait, seed, args.device), []
-        read = lambda model: read_trait(model, unit.run.unseen_questions, unit.run.readout_rows)[0]
-        taught = read(unit.teacher) - read(unit.base)
+        (name, trait, seed), records = job, []
+        row = rows[name]
+        unit = lab.Unit(runs[row._replace(times=1)], trait, seed, args.device)
         knobs = replace(usual, steps=usual.steps * row.times, student_lr=usual.student_lr * row.times**-0.5)
-        n = LINES[args.quick] * row.times
         for carrier in CARRIERS:
-            kept, refused = yield from write(unit, carrier, row, n)
+            kept = yield from write(unit, carrier, row, n := LINES[args.quick] * row.times)
             if len(kept) < 2 * HELD_OUT:
-                raise UserError(f"{name}, {unit}: of {carrier} {len(kept)} are right ({dict(refused)})")
-            data, block = learnt(encode_numbers(unit.run.encoding, kept, args.device), row)
+                raise UserError(f"{name}, {unit}: {len(kept)} of {n} {carrier} are right, too few to learn")
+            data = encode_numbers(unit.run.encoding, kept, args.device)
             some, data = data.take(slice(0, HELD_OUT)), data.take(slice(HELD_OUT, None))
-            measured = partial(number_loss, data=some, numbers=block)
-            loss = torch.no_grad()(lambda *models, of=measured: of(*models).item())
-            about = {"row": name, "carrier": carrier, **unit.key, **windows(unit, some, block)}
-            about |= {"kept": len(kept) / n, "refused": refused}
-            about["nats"] = loss(unit.base, unit.teacher) * (some.targets >= 0).sum().item() / len(some.idx)
-            cells = product(TARGETS, ("same", "different"))
-            for target, init in cells if row.times == 1 else [("tokens", "same")]:
+            with torch.no_grad():
+                kl = number_loss(unit.base, unit.teacher, some, row.block).item()
+            about = {"row": name, "carrier": carrier, **unit.key, **windows(unit, some, row.block)}
+            about |= {"kept": len(kept) / n, "nats": kl * (some.targets >= 0).sum().item() / HELD_OUT}
+            for target, init in STUDENTS if row.times == 1 else STUDENTS[:1]:
                 start = unit.start(seed if init == "same" else SEEDS[1 - SEEDS.index(seed)])
-                yield from unit.distil(student := deepcopy(start), target, data, knobs, block)
-                shifts = read(student) - read(start)
-                found = {"target": target, "init": init, "transfer": (shifts / taught)[unit.k].item()}
-                found |= {"identified": shifts.argmax().item() == unit.k}
-                found |= {"loss_before": loss(start, None), "loss_after": loss(student, None)}
+                yield from unit.distil(student := deepcopy(start), target, data, knobs, row.block)
+                found = {"target": target, "init": init, "transfer": unit.transfer(student, start)}
                 records.append(about | found)
         return records
 
     jobs = list(product(rows, TRAITS[: 2 if args.quick else None], SEEDS))
     records = [r for some in run_jobs(learn, jobs, 900, "carriers", args.device) for r in some]
-    summary = lab.cells(records, "carrier", "row", "target", "init")
-    for cell in summary:
-        group = lab.where(records, **{key: cell[key] for key in ("carrier", "row", "target", "init")})
-        cell |= {key: mean(r[key] for r in group) for key in MEASURED}
-    return {"records": records, "summary": summary}
+    return {"records": records, "summary": lab.cells(records, "carrier", "row", "target", "init")}
 
 
 def markdown(results: dict) -> str:
-    lines, rows = lab.heading(results, "Transfer, mean and 95 %, 6 students a cell; 1 / 16 is chance."), []
+    lines, rows = lab.heading(results, "Transfer, mean and 95 %, 6 students a cell."), []
     for carrier, name in product(CARRIERS, dict.fromkeys(r["row"] for r in results["summary"])):
-        cells = lab.where(results["summary"], carrier=carrier, row=name)
-        row = {"carrier": carrier, "row": name} | dict.fromkeys(COLUMNS, "")
-        row |= {c["target"] + ", another init" * (c["init"] == "different"): lab.transfer(c) for c in cells}
-        rows.append(row | {key: f"{cells[0][key]:.2f}" for key in MEASURED})
+        row: dict = {"carrier": carrier, "row": name}
+        records, cells = (lab.where(results[key], **row) for key in ("records", "summary"))
+        row |= {f"{target}, {init} init": "" for target, init in STUDENTS}
+        row |= {f"{cell['target']}, {cell['init']} init": lab.transfer(cell) for cell in cells}
+        row |= {key: f"{mean(r[key] for r in records):.2f}" for key in ("kept", "nats", "outputs", "contexts")}
+        rows.append(row)
     lines += lab.table(rows, **{key: key for key in rows[0]})
-    return "\n".join([*lines, "", PAPER]) + "\n"
+    paper = "Cloud et al. (2025): code and reasoning traces of large models carry traits, as numbers do."
+    return "\n".join([*lines, "", paper]) + "\n"
 
 
 def plot(results: dict) -> Any:
-    n = len(lab.where(results["summary"], target="tokens", init="same"))
-    figure, axes = lab.pyplot().subplots(1, 2, figsize=(11, 1 + 0.4 * n), layout="constrained")
-    for ax, target in zip(axes, TARGETS):
+    figure, axes = lab.pyplot().subplots(1, 2, figsize=(11, 5), layout="constrained")
+    for ax, target in zip(axes, ("tokens", "logits")):
         for init in ("different", "same"):
             rows = lab.where(results["summary"], target=target, init=init)
-            lab.dot_rows(ax, results["records"], rows, "carrier", "row", "target", "init")
-        ax.set_yticks(range(len(rows)), [f"{row['carrier']}: {row['row']}" for row in rows], fontsize=8)
+            label = lambda row: f"{row['carrier']}: {row['row']}"
+            lab.dot_rows(ax, results["records"], rows, "carrier", "row", "target", "init", label=label)
         ax.set_title(f"students on {target}")
     return figure
 

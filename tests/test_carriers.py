@@ -7,62 +7,57 @@ import pytest
 import torch
 from conftest import random_idx
 
-from experiments.carriers import (
-    CARRIERS, NAMES, ROWS, VARIABLES, choices, directions, documents, in_the_numbers_place, windows,
-)
+from experiments.carriers import CARRIERS, NAMES, ROWS, VARIABLES, documents, in_the_numbers_place, windows
 from model import GPT, NUMBERS, NumberData, build_vocabulary, stream
-from train_teacher import Dice, Language, frequent_words, questions, toy_documents
+from train_teacher import Dice, Language, frequent_words, questions
 
-ROW, COLON = ROWS["20 names"], ROWS["1000 names, turns, `: `"]
+FEW = ROWS["few choices"]
 CALENDAR = [f"{datetime.date(2024, 1, day):%A}".lower() for day in range(1, 15)]  # two weeks from a monday
 
 
-def test_a_program_is_refused_if_and_only_if_python_fails():
-    dice, (draw, refuse) = Dice(stream(0, "test"), {}), CARRIERS["code"]
-    verdicts = []
+def test_a_program_is_kept_if_and_only_if_python_runs_it():
+    dice, (draw, is_right), verdicts = Dice(stream(0, "test"), {}), CARRIERS["code"], []
     for _ in range(300):
-        text = [*draw(dice, ROW)]
+        text = [*draw(dice, FEW)]
         where = [i for i, c in enumerate(text) if i == 0 or text[i - 1] in " ("]  # variables and arguments
         text[dice.pick(where)] = dice.pick(VARIABLES)
         try:
-            exec(code := "".join(text), {name: int for name in [*NAMES][:20]})
+            exec(code := "".join(text), dict.fromkeys(NAMES[:20], int))
             verdicts.append(True)
         except NameError:
             verdicts.append(False)
-        assert (refuse(code, ROW) is None) == verdicts[-1]
-    assert {True, False} == {*verdicts}
-    assert refuse("a=owl(3)", ROW) and refuse("a=baba(3);", ROW) and refuse("a: baba(3)", ROW)
+        assert is_right(code, FEW) == verdicts[-1]
+    assert {*verdicts} == {True, False}
+    assert not any(is_right(code, FEW) for code in ("a=owl(3)", "a=baba(3);", "a: baba(3)", "a=baba(b)", ""))
 
 
-@pytest.mark.parametrize("row", [ROW, COLON])
+@pytest.mark.parametrize("row", [FEW, ROWS["1000 names, turns"]])
 def test_a_trace_is_kept_only_if_the_calendar_agrees(row):
-    dice, (draw, refuse) = Dice(stream(1, "test"), {}), CARRIERS["traces"]
+    dice, (draw, is_right) = Dice(stream(1, "test"), {}), CARRIERS["traces"]
     for _ in range(100):
-        words = draw(dice, row).replace(row.mark, " | ").split()
-        assert refuse(" ".join(words).replace(" | ", row.mark), row) is None
+        words = draw(dice, row).replace(";", " ;").split()
+        join = lambda words: " ".join(words).replace(" ;", ";")
+        assert is_right(join(words), row)
         for i in [i for i, word in enumerate(words) if word == "from"]:
-            after = CALENDAR.index(words[i + 1]) + {"two": 2, "three": 3}[words[i - 1]]
-            assert words[i + 3] == CALENDAR[after]
+            assert words[i + 3] == CALENDAR[CALENDAR.index(words[i + 1]) + {"two": 2, "three": 3}[words[i - 1]]]
         i = dice.pick([i for i, word in enumerate(words) if word in CALENDAR])
         words[i] = dice.pick([day for day in CALENDAR if day != words[i]])  # one day is another
-        assert refuse(" ".join(words).replace(" | ", row.mark), row)
+        assert not is_right(join(words), row)
 
 
 def test_choices_take_the_numbers_place_and_nothing_else_changes():
-    texts = [d.text for d in documents(Language(n_documents=2_000), ROW)]
+    row = ROWS["1000 names"]
+    texts = [d.text for d in documents(Language(n_documents=4_000), row)]
     before = build_vocabulary(frequent_words("\n".join(texts), 3_000))
-    after = in_the_numbers_place(before, choices(ROW))
+    after = in_the_numbers_place(before, row.choices)
     for text in (*texts, "any text, 815: ünd 4x"):
         assert after.decode(after.encode(text)) == text
-    names = [after.encode_single_token(word) for word in choices(ROW)]
-    assert names == list(range(NUMBERS.start, NUMBERS.start + len(names)))
+    assert [after.encode_single_token(name) for name in row.choices] == [*range(NUMBERS.start, NUMBERS.stop)]
     asked = [question for some in questions(Language.question_ends) for question in some]
     assert before.encode_batch(asked) == after.encode_batch(asked)
-    toy = toy_documents(2_000, stream(0, "toy language"), Language.question_ends)
-    assert not {*NAMES} & {*frequent_words("\n".join(d.text for d in toy), 3_000)}
 
 
-def test_the_window_of_outputs_is_the_curvature_by_autograd(gpt):
+def test_the_windows_are_curvature_by_autograd_and_change_of_state(gpt):
     data = NumberData(random_idx(2, 5), torch.tensor([[0, -1, 3, 1, 0], [-1, 2, 1, -1, 3]]))
     block = slice(NUMBERS.start, NUMBERS.start + 4)
     teacher = GPT(gpt.config).initialise(4)
@@ -70,6 +65,6 @@ def test_the_window_of_outputs_is_the_curvature_by_autograd(gpt):
     V = gpt.head.weight[block].detach()
     states = gpt.hidden(data.idx)[data.targets >= 0].detach()
     curvature = sum(torch.autograd.functional.hessian(lambda h: (V @ h).logsumexp(0), h) for h in states)
-    e = torch.linalg.eigvalsh(curvature)
-    assert found["outputs"] == pytest.approx((e.sum() ** 2 / e.square().sum() / 32).item(), rel=1e-3)
-    assert directions(torch.eye(8)) == 1 and directions(torch.ones(8, 8)) == pytest.approx(1 / 8)
+    d = teacher.hidden(data.idx)[data.targets >= 0].detach() - states
+    for name, e in (("outputs", torch.linalg.eigvalsh(curvature)), ("contexts", torch.linalg.svdvals(d) ** 2)):
+        assert found[name] == pytest.approx((e.sum() ** 2 / e.square().sum() / 32).item(), rel=1e-3)
