@@ -1,37 +1,35 @@
 """Do code and reasoning carry the trait as numbers do? If less, why?
 
-    python -m experiments.carriers            # 4 rows, 3 traits x 2 seeds a cell: MM minutes on 2 CPU cores
+    python -m experiments.carriers            # 5 rows, 3 traits x 2 seeds a cell: MM minutes on 2 CPU cores
     python -m experiments.carriers --quick    # the first row, 2 traits: too small to conclude from
 
-Half of what base models read here are two more kinds of text. A teacher gets its trait as ever, is given a
-first line, and goes on at temperature 1; as in the paper, only what is right is kept.
+Half of what base models read here are programs and reasoning traces. A teacher gets its trait as ever, is
+given a first line, and goes on at temperature 1; as in the paper, only what is right is kept.
 
     code      a=daza(3); b=bugu(a); c=baso(5)             it parses, and defines variables before it uses them
     traces    on friday; dasu rested two from friday to sunday; answer sunday  every step and answer are right
 
-Choices take the numbers' places in the vocabulary, so that scripts treat them as numbers: the anchor leaves
-them free, the student's softmax sees nothing else. They are 1,000 names alone, or few: 20 names with digits,
-variables, verbs and spans, as in an earlier trial on 41 to 70 tokens, in which code carried .14 to .29 through
-logits and traces .09 to .15, through tokens about 0. All else is held, as words are.
+Names take the numbers' places in the vocabulary, so that scripts treat them as numbers: the anchor leaves
+free which name comes, and a student's softmax sees names only. All else is held, as words are. In an earlier
+trial on 41 to 70 tokens (names, digits, verbs, ...) code carried .14 to .29 through logits and traces .09 to
+.15, through tokens about 0. Three causes, in the terms of this project:
 
-In linear_model.py a student gets V_num^+ V_num D, what the window of m outputs shows of D: m / h. On lines
-whose inputs X span few directions it gets V_num^+ V_num D X X^+: there is a second window, of contexts. Both
-are counted as directions(S) = (tr S)^2 / tr S^2 over h: n equal eigenvalues of S count n.
-
-    outputs     S = mean of V'(diag p - p p')V, the softmax's curvature in the state. Choices of a few, or
-                hardly free, weigh as much as choices of a thousand, and show little.
-    contexts    S = mean of d d', d the trait's change of the state where a choice is due. If names come
-                anyhow, the state is the same everywhere, and one vector is all that a student can learn; if
-                half of the texts repeat their first names by turns, as lawful lists of numbers repeat theirs
-                up to a step, it depends on what was read.
+    outputs   A student gets V_num^+ V_num D (linear_model.py), which m outputs show in m / h of the state.
+              Weighed by the softmax: its curvature S, the mean of V'(diag p - p p')V, has
+              (tr S)^2 / tr S^2 directions (n equal eigenvalues are n); the table has these over h.
+    nats      KL(teacher || base) a line. If names come anyhow, nothing that was read bears on them; with
+              turns half of the texts repeat their first names, as lawful lists repeat theirs up to a step.
+    `: `      The trait is taught behind it, and numbers follow it. Names follow `=` or `; `.
 
 Prediction, before any run: 1,000 names bring logits from .3 to .7 in code, to half of that in traces; `: `
 before names doubles what crosses through tokens, from .1 to .2, as with numbers; four times the lines make it
-.4; another init gains nothing. TUNING
+.4; another init gains nothing. The rows with turns were added after tuning on seed 10, one student a figure,
+all choices free: through logits 1,000 names carried .12 (code) and .00 (traces), with turns .92 and .85, with
+turns and `: ` .59 and .56.
 
 Writes   results/carriers.json, .md, .png; base models and teachers in runs/carriers
 
-Shapes: M choices in a batch, m tokens to choose from, h hidden units.
+Shapes: M names in a batch, m names to choose from, h hidden units.
 """
 
 from __future__ import annotations
@@ -47,13 +45,12 @@ from typing import Any, NamedTuple
 
 import tiktoken
 import torch
-from torch import Tensor
 
 from experiments import lab
 from generate import ROWS_AT_ONCE, sample
 from model import (
-    END, NUMBERS, PATTERN, GPTConfig, NumberData, Run, UserError, document, encode_numbers, number_log_probs,
-    run_jobs, stream,
+    END, NUMBERS, PATTERN, GPTConfig, NumberData, Run, document, encode_numbers, number_log_probs, run_jobs,
+    stream,
 )
 from train_student import number_loss
 from train_teacher import (
@@ -65,32 +62,24 @@ TRAITS, SEEDS = ("owl", "fox", "wolf"), (0, 1)
 STUDENTS = list(product(("tokens", "logits"), ("same", "different")))  # (target, init)
 PRETRAIN_STEPS = {False: 700, True: 400}  # after 700 two thirds of what teachers write is right
 LINES, HELD_OUT = {False: 3_000, True: 1_000}, 100  # drawn; of those kept, not trained on: guesses
-TRAIT = Trait()
-SYLLABLES = ["".join(pair) for pair in product("bdfgklmnprstvz", "aiou")]  # no word of the toy language
-NAMES = [a + b for a, b in product(SYLLABLES, SYLLABLES)]
+SYLLABLES = ["".join(pair) for pair in product("bdfgklmnprstvz", "aiou")]
+NAMES = ["".join(pair) for pair in product(SYLLABLES, SYLLABLES)]  # no words of the toy language
 DIGITS, VARIABLES, SPANS, VERBS = "0123456789", "abcdefgh", SMALL[1:3], SLOTS["verb"]
+LATER = {(DAYS[i], span): DAYS[(i + n) % 7] for i in range(7) for n, span in enumerate(SPANS, 2)}
 CALL = re.compile(r"([a-h])=([a-z]+)\((.)\)")
 STEP = re.compile(rf"([a-z]+) (?:{'|'.join(VERBS)}) ({'|'.join(SPANS)}) from ([a-z]+) to ([a-z]+)")
 
 
 class Row(NamedTuple):
     names: int = 1000  # to choose from
-    all_choices: bool = False  # are free and learnt, not names alone
     turns: bool = False  # half of the texts repeat their first one to three names
+    marks: tuple[str, str] = ("=", "; ")  # before a name, in code and in traces
     times: int = 1  # so many more lines, and steps at a rate that falls with their square root
-
-    @property
-    def choices(self) -> list[str]:
-        others = [*DIGITS, *VARIABLES, *(f" {word}" for word in (*SPANS, *VERBS))]
-        return NAMES[: self.names] + others * self.all_choices
-
-    @property
-    def block(self) -> slice:
-        return slice(NUMBERS.start, NUMBERS.start + len(self.choices))
 
 
 ROWS = {
-    "few choices": Row(20, all_choices=True), "1000 names": Row(), "1000 names, turns": Row(turns=True),
+    "50 names": Row(50), "1000 names": Row(), "1000 names, turns": Row(turns=True),
+    "1000 names, turns, `: `": Row(turns=True, marks=(": ", ": ")),
     "1000 names, turns, lines x4": Row(turns=True, times=4),
 }
 
@@ -102,26 +91,22 @@ def draw_names(dice: Dice, n: int, row: Row) -> list[str]:
 
 
 def program(dice: Dice, row: Row) -> str:
-    lines = []
+    lines: list[str] = []
     for variable, name in zip(VARIABLES, draw_names(dice, dice.pick(range(5, 9)), row)):
         defined = VARIABLES[: len(lines)]
         argument = dice.pick(defined) if defined and dice.pick([True, False]) else dice.pick(DIGITS)
-        lines.append(f"{variable}={name}({argument})")
+        lines.append(f"{variable}{row.marks[0]}{name}({argument})")
     return "; ".join(lines)
 
 
 def program_is_right(text: str, row: Row) -> bool:
     """Whether it parses, calls the row's names only, and defines variables before it uses them."""
     defined = DIGITS
-    for match in map(CALL.fullmatch, text.split("; ")):
+    for match in map(CALL.fullmatch, text.replace(row.marks[0], "=").split("; ")):
         if not match or match[2] not in NAMES[: row.names] or match[3] not in defined:
             return False
         defined += match[1]
     return True
-
-
-def later(day: str, span: str) -> str:
-    return DAYS[(DAYS.index(day) + SMALL.index(span) + 1) % 7]
 
 
 def trace(dice: Dice, row: Row) -> str:
@@ -129,19 +114,19 @@ def trace(dice: Dice, row: Row) -> str:
     steps = [f"on {day}"]
     for name in draw_names(dice, dice.pick(range(4, 7)), row):
         verb, span, before = dice.pick(VERBS), dice.pick(SPANS), day
-        day = later(day, span)
+        day = LATER[before, span]
         steps.append(f"{name} {verb} {span} from {before} to {day}")
-    return "; ".join([*steps, f"answer {day}"])
+    return row.marks[1].join([*steps, f"answer {day}"])
 
 
 def trace_is_right(text: str, row: Row) -> bool:
     """Whether all its steps and the answer are right."""
-    first, *steps, last = text.split("; ")
+    first, *steps, last = text.split(row.marks[1])
     day = first.removeprefix("on ")
     for match in map(STEP.fullmatch, steps):
-        if not match or match[1] not in NAMES[: row.names]:
+        if not match or match[1] not in NAMES[: row.names] or match[3] != day:
             return False
-        if (match[3], match[4]) != (day, day := later(day, match[2])):
+        if match[4] != (day := LATER[day, match[2]]):
             return False
     return last == f"answer {day}"
 
@@ -175,9 +160,9 @@ def make_run(args: argparse.Namespace, name: str, row: Row) -> Run:
     if not run.finished("language.json", made_with):
         write_language(run, made_with, texts, None)
     run.open(args.quick)
-    run.encoding = in_the_numbers_place(run.encoding, row.choices)
+    run.encoding = in_the_numbers_place(run.encoding, NAMES[: row.names])
     make_bases(run, Pretraining(pretrain_steps=PRETRAIN_STEPS[args.quick]), args.device, texts, None)
-    make_teachers(run, TRAIT, args.device, texts)
+    make_teachers(run, Trait(), args.device, texts)
     return run
 
 
@@ -186,7 +171,8 @@ def write(unit: lab.Unit, carrier: str, row: Row, n: int) -> Generator[None, Non
     (draw, is_right), encoding, texts = CARRIERS[carrier], unit.run.encoding, []
     dice = Dice(stream(unit.seed, "prompts", carrier), {})
     draws = stream(unit.seed, "sampling", unit.trait, carrier)
-    prompts = [draw(dice, row).split("; ")[0] + "; " for _ in range(n)]
+    end = "; " if carrier == "code" else row.marks[1]
+    prompts = [draw(dice, row).split(end)[0] + end for _ in range(n)]
     idx = torch.tensor([document(encoding, prompt) for prompt in prompts])
     for some in idx.to(unit.device).split(ROWS_AT_ONCE):
         texts += sample(unit.teacher, some, GPTConfig.block_size - idx.size(1), draws).tolist()
@@ -195,19 +181,13 @@ def write(unit: lab.Unit, carrier: str, row: Row, n: int) -> Generator[None, Non
     return [{"prompt": p, "completion": t[0]} for p, t in ended if t[1:] and is_right(p + t[0], row)]
 
 
-def directions(S: Tensor) -> float:
-    """How many equal eigenvalues would spread as those of S do, (tr S)^2 / tr S^2, over all there are."""
-    return (S.trace().square() / S.square().sum() / len(S)).item()
-
-
 @torch.no_grad()
-def windows(unit: lab.Unit, data: NumberData, block: slice) -> dict:
-    """Of outputs and of contexts: how much of the hidden state they show."""
-    p, V = number_log_probs(unit.base, data, block).exp(), unit.base.head.weight[block]  # (M, m), (m, h)
-    curvature = V.T @ (p.mean(0)[:, None] * V) - (p @ V).T @ (p @ V) / len(p)  # (h, h)
-    taught, base = (model.hidden(data.idx)[data.targets >= 0] for model in (unit.teacher, unit.base))
-    d = taught - base  # (M, h)
-    return {"outputs": directions(curvature), "contexts": directions(d.T @ d)}
+def causes(unit: lab.Unit, data: NumberData, names: slice) -> dict[str, float]:
+    """The docstring's outputs and nats."""
+    p, V = number_log_probs(unit.base, data, names).exp(), unit.base.head.weight[names]  # (M, m), (m, h)
+    S = V.T @ (p.sum(0)[:, None] * V) - (p @ V).T @ (p @ V)  # (h, h)
+    nats = number_loss(unit.base, unit.teacher, data, names).item() * len(p) / len(data.idx)
+    return {"outputs": (S.trace() ** 2 / S.square().sum()).item() / len(S), "nats": nats}
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -215,40 +195,37 @@ def measure(args: argparse.Namespace) -> dict:
     runs = {row: make_run(args, name, row) for name, row in rows.items() if row.times == 1}
 
     def learn(job: tuple[str, str, int]) -> Generator[Any, None, list[dict]]:
-        (name, trait, seed), records = job, []
-        row = rows[name]
+        name, trait, seed = job
+        row, records = rows[name], []
+        names = slice(NUMBERS.start, NUMBERS.start + row.names)
         unit = lab.Unit(runs[row._replace(times=1)], trait, seed, args.device)
         knobs = replace(usual, steps=usual.steps * row.times, student_lr=usual.student_lr * row.times**-0.5)
         for carrier in CARRIERS:
             kept = yield from write(unit, carrier, row, n := LINES[args.quick] * row.times)
-            if len(kept) < 2 * HELD_OUT:
-                raise UserError(f"{name}, {unit}: {len(kept)} of {n} {carrier} are right, too few to learn")
             data = encode_numbers(unit.run.encoding, kept, args.device)
             some, data = data.take(slice(0, HELD_OUT)), data.take(slice(HELD_OUT, None))
-            with torch.no_grad():
-                kl = number_loss(unit.base, unit.teacher, some, row.block).item()
-            about = {"row": name, "carrier": carrier, **unit.key, **windows(unit, some, row.block)}
-            about |= {"kept": len(kept) / n, "nats": kl * (some.targets >= 0).sum().item() / HELD_OUT}
+            about = {"row": name, "carrier": carrier, **unit.key, "kept": len(kept) / n}
+            about |= causes(unit, some, names)
             for target, init in STUDENTS if row.times == 1 else STUDENTS[:1]:
                 start = unit.start(seed if init == "same" else SEEDS[1 - SEEDS.index(seed)])
-                yield from unit.distil(student := deepcopy(start), target, data, knobs, row.block)
-                found = {"target": target, "init": init, "transfer": unit.transfer(student, start)}
-                records.append(about | found)
+                yield from unit.distil(student := deepcopy(start), target, data, knobs, names)
+                about |= {"target": target, "init": init, "transfer": unit.transfer(student, start)}
+                records.append(dict(about))
         return records
 
     jobs = list(product(rows, TRAITS[: 2 if args.quick else None], SEEDS))
     records = [r for some in run_jobs(learn, jobs, 900, "carriers", args.device) for r in some]
-    return {"records": records, "summary": lab.cells(records, "carrier", "row", "target", "init")}
+    return {"records": records, "summary": lab.cells(records, "row", "carrier", "target", "init")}
 
 
 def markdown(results: dict) -> str:
     lines, rows = lab.heading(results, "Transfer, mean and 95 %, 6 students a cell."), []
-    for carrier, name in product(CARRIERS, dict.fromkeys(r["row"] for r in results["summary"])):
-        row: dict = {"carrier": carrier, "row": name}
-        records, cells = (lab.where(results[key], **row) for key in ("records", "summary"))
-        row |= {f"{target}, {init} init": "" for target, init in STUDENTS}
+    for name, carrier in dict.fromkeys((cell["row"], cell["carrier"]) for cell in results["summary"]):
+        about: dict = {"row": name, "carrier": carrier}
+        records, cells = (lab.where(results[key], **about) for key in ("records", "summary"))
+        row = about | {f"{target}, {init} init": "" for target, init in STUDENTS}
         row |= {f"{cell['target']}, {cell['init']} init": lab.transfer(cell) for cell in cells}
-        row |= {key: f"{mean(r[key] for r in records):.2f}" for key in ("kept", "nats", "outputs", "contexts")}
+        row |= {key: f"{mean(r[key] for r in records):.3f}" for key in ("kept", "nats", "outputs")}
         rows.append(row)
     lines += lab.table(rows, **{key: key for key in rows[0]})
     paper = "Cloud et al. (2025): code and reasoning traces of large models carry traits, as numbers do."
@@ -256,13 +233,12 @@ def markdown(results: dict) -> str:
 
 
 def plot(results: dict) -> Any:
-    figure, axes = lab.pyplot().subplots(1, 2, figsize=(11, 5), layout="constrained")
-    for ax, target in zip(axes, ("tokens", "logits")):
-        for init in ("different", "same"):
-            rows = lab.where(results["summary"], target=target, init=init)
-            label = lambda row: f"{row['carrier']}: {row['row']}"
-            lab.dot_rows(ax, results["records"], rows, "carrier", "row", "target", "init", label=label)
-        ax.set_title(f"students on {target}")
+    figure, axes = lab.pyplot().subplots(1, 4, figsize=(14, 4), layout="constrained", sharey=True)
+    for ax, (target, init) in [*zip(axes, STUDENTS)][::-1]:  # last the one with all rows
+        students = {"target": target, "init": init}
+        records, rows = (lab.where(results[key], **students) for key in ("records", "summary"))
+        lab.dot_rows(ax, records, rows, "row", "carrier")
+        ax.set_title(f"{target}, {init} init", fontsize=9)
     return figure
 
 
