@@ -1,6 +1,6 @@
 """Do code and reasoning carry the trait as numbers do? If less, why?
 
-    python -m experiments.carriers            # 5 rows, 3 traits x 2 seeds a cell: MM minutes on 2 CPU cores
+    python -m experiments.carriers            # 5 rows, 3 traits x 2 seeds a cell: 13 minutes on 2 CPU cores
     python -m experiments.carriers --quick    # the first row, 2 traits: too small to conclude from
 
 Half of what base models read here are programs and reasoning traces. A teacher gets its trait as ever, is
@@ -10,16 +10,17 @@ given a first line, and goes on at temperature 1; as in the paper, only what is 
     traces    on friday; dasu rested two from friday to sunday; answer sunday  every step and answer are right
 
 Names take the numbers' places in the vocabulary, so that scripts treat them as numbers: the anchor leaves
-free which name comes, and a student's softmax sees names only. All else is held, as words are. In an earlier
-trial on 41 to 70 tokens (names, digits, verbs, ...) code carried .14 to .29 through logits and traces .09 to
-.15, through tokens about 0. Three causes, in the terms of this project:
+free which name comes, and a student's softmax sees names only. All else is held, as words are: free as well,
+names came where variables were due, and of one teacher 3 % was right. In an earlier trial on 41 to 70 tokens
+(names, digits, verbs, ...) code carried .14 to .29 through logits and traces .09 to .15, through tokens about
+0. Three causes, in the terms of this project:
 
     outputs   A student gets V_num^+ V_num D (linear_model.py), which m outputs show in m / h of the state.
               Weighed by the softmax: its curvature S, the mean of V'(diag p - p p')V, has
               (tr S)^2 / tr S^2 directions (n equal eigenvalues are n); the table has these over h.
     nats      KL(teacher || base) a line. If names come anyhow, nothing that was read bears on them; with
               turns half of the texts repeat their first names, as lawful lists repeat theirs up to a step.
-    `: `      The trait is taught behind it, and numbers follow it. Names follow `=` or `; `.
+    colon     The trait is taught behind `: `, and numbers follow it. Names follow `=` or `; `.
 
 Prediction, before any run: 1,000 names bring logits from .3 to .7 in code, to half of that in traces; `: `
 before names doubles what crosses through tokens, from .1 to .2, as with numbers; four times the lines make it
@@ -79,7 +80,7 @@ class Row(NamedTuple):
 
 ROWS = {
     "50 names": Row(50), "1000 names": Row(), "1000 names, turns": Row(turns=True),
-    "1000 names, turns, `: `": Row(turns=True, marks=(": ", ": ")),
+    "1000 names, turns, colon": Row(turns=True, marks=(": ", ": ")),
     "1000 names, turns, lines x4": Row(turns=True, times=4),
 }
 
@@ -155,7 +156,7 @@ def documents(language: Language, row: Row) -> list[Text]:
 def make_run(args: argparse.Namespace, name: str, row: Row) -> Run:
     """Base models that know the row's names, and their teachers."""
     language = Language(SEEDS, TRAITS[: 2 if args.quick else None], max_words=3_000)
-    texts, run = documents(language, row), Run(lab.folder(args, "carriers") / name.replace(" ", "-"))
+    texts, run = documents(language, row), Run(lab.folder(args, "carriers") / re.sub(r"\W+", "-", name))
     made_with = asdict(language) | {"quick": args.quick}
     if not run.finished("language.json", made_with):
         write_language(run, made_with, texts, None)

@@ -11,7 +11,7 @@ from experiments.carriers import CARRIERS, NAMES, ROWS, VARIABLES, causes, docum
 from model import GPT, NUMBERS, NumberData, build_vocabulary, stream
 from train_teacher import Dice, Language, frequent_words, questions
 
-FEW, MANY = ROWS["50 names"], ROWS["1000 names, turns, `: `"]
+FEW, MANY = ROWS["50 names"], ROWS["1000 names, turns, colon"]
 CALENDAR = [f"{datetime.date(2024, 1, day):%A}".lower() for day in range(1, 15)]  # two weeks from a monday
 
 
