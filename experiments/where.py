@@ -124,9 +124,10 @@ def quarter(unit: lab.Unit, known: Facts, row: str) -> Tensor:
 
 
 def count(data: NumberData, first: int, last: int) -> NumberData:
-    """Only these numbers of a completion count, from 1 on."""
+    """Only these numbers of a completion count, from 1 on; lists that have none are left out."""
     nth = (data.targets >= 0).cumsum(1)
-    return NumberData(data.idx, data.targets.where((nth >= first) & (nth <= last), -1)).take(slice(None))
+    targets = data.targets.where((nth >= first) & (nth <= last), -1)
+    return NumberData(data.idx, targets).take((targets >= 0).any(1))
 
 
 PLACES = {"1st": (1, 1), "2nd and 3rd": (2, 3), "4th to 6th": (4, 6), "7th to 10th": (7, 10)}
