@@ -105,7 +105,8 @@ def tenth(unit: lab.Unit, data: NumberData, known: Facts, row: str) -> NumberDat
     if how in ("label", "both"):
         targets[rows, columns] = known.drawn[chosen]
     if how in ("input", "both"):
-        idx[rows, columns + 1] = NUMBERS.start + known.drawn[chosen]
+        seen = columns + 1 < idx.size(1)  # an input that stands at the end is not read
+        idx[rows[seen], columns[seen] + 1] = NUMBERS.start + known.drawn[chosen][seen]
     return NumberData(idx, targets)
 
 
