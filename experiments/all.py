@@ -50,7 +50,7 @@ RESULTS = {
     "broad": (7, "broad", []),
     "bench": (4, "bench", []),
     "torture": (25, "torture", []),
-    "sizes": (30, "variants", ["--sizes"]),
+    "growth": (45, "growth", []),
 }
 
 

@@ -1,25 +1,21 @@
-"""The main run with something changed: which of our choices make the effect, and does it survive growth?
+"""The main run with something changed: which of our choices make the effect?
 
-    python -m experiments.variants                    # the choices, 20 minutes on 2 CPU cores
-    python -m experiments.variants --sizes            # the sizes, half an hour
-    python -m experiments.variants --only 10M 50M     # some rows, into results/variants_only.*
-    python -m experiments.variants --quick            # two rows, by the scripts' --quick
+    python -m experiments.variants                # 20 minutes on 2 CPU cores
+    python -m experiments.variants --only ROW     # some rows, into results/variants_only.*
+    python -m experiments.variants --quick        # two rows, by the scripts' --quick
 
-Choices: how the question ends, how long a base model is pretrained, how a teacher gets its trait and what
-it is held to, what a student may change. Traits and seeds are the main run's. Sizes, with two traits: same
-text, same steps, same 8,000 sequences of the same 1,000 numbers, so the token budget is fixed; one size again
-with four times the sequences and student steps. Two have real text in half of every batch and twice the
-steps: half a megabyte of English that every Python brings along. A chain that stops stays, with its reason.
+What is changed: how the question ends, how long a base model is pretrained, how a teacher gets its trait and
+what it is held to, what a student may change. Traits and seeds are the main run's. A chain that stops stays,
+with its reason. Other sizes are in growth.py.
 
 Reads    nothing
-Writes   results/variants.* or results/sizes.*; the runs in runs/variants/ (what is finished is kept)
+Writes   results/variants.*; the runs in runs/variants/ (what is finished is kept)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import pydoc_data.topics
 import re
 import shlex
 import shutil
@@ -33,11 +29,10 @@ import generate
 import train_student
 import train_teacher
 from experiments import lab
-from model import Run, UserError, write_file
+from model import Run, UserError
 
 
 class Row(NamedTuple):
-    group: str
     train_teacher: str = ""  # flags
     generate: str = ""
     train_student: str = ""
@@ -45,34 +40,21 @@ class Row(NamedTuple):
     of: str = "as it is"  # the row whose run has them
 
 
-SIZE = "--traits owl fox --n-layer {} --n-head {} --n-embd {}".format  # 16 channels a head
-M03, M06, M2 = SIZE(2, 4, 64), SIZE(3, 6, 96), SIZE(5, 10, 160)  # M03 is the main run's
-REFERENCE = Path("runs/python_reference.txt")
-REAL = f" --corpus {REFERENCE}"
 ROWS = {
-    "as it is": Row("choices"),
-    "question ends in `: `, as lists do": Row("choices", "--question-ends ': '"),
-    "question ends in `? ` alone": Row("choices", "--question-ends '? '"),
-    "question never ends in `: `": Row("choices", "--question-ends '! ' '. ' '? '"),
-    "150 pretraining steps": Row("choices", "--pretrain-steps 150"),
-    "400 pretraining steps": Row("choices", "--pretrain-steps 400"),
-    "1000 pretraining steps": Row("choices", "--pretrain-steps 1000"),
-    "teacher: 30 steps of 2e-3": Row("choices", "--trait-steps 30 --trait-lr 2e-3", taken="base"),
-    "teacher: held to numbers too": Row("choices", "--hold-numbers", taken="base"),
-    "teacher: form of lists free": Row("choices", "--form 0", taken="base"),
-    "teacher: form of lists held, 1": Row("choices", "--form 1", taken="base"),
-    "student: head, embeddings frozen": Row("choices", "", "", "--edge-lr-factor 0", "base teacher numbers"),
-    "student: one rate for all": Row("choices", "", "", "--edge-lr-factor 1", "base teacher numbers"),
-    "student: 200 steps": Row("choices", "", "", "--steps 200", "base teacher numbers"),
-    "0.1M": Row("sizes", SIZE(2, 2, 32)),
-    "0.3M": Row("sizes", M03),
-    "0.3M, real text": Row("sizes", M03 + REAL),
-    "0.6M": Row("sizes", M06),
-    "0.6M, tokens x4": Row("sizes", M06, "--sequences 32000", "--steps 400", "base teacher", "0.6M"),
-    "2M": Row("sizes", M2),
-    "2M, real text": Row("sizes", M2 + REAL),
-    "10M": Row("for a GPU", SIZE(8, 20, 320)),
-    "50M": Row("for a GPU", SIZE(14, 32, 512)),
+    "as it is": Row(),
+    "question ends in `: `, as lists do": Row("--question-ends ': '"),
+    "question ends in `? ` alone": Row("--question-ends '? '"),
+    "question never ends in `: `": Row("--question-ends '! ' '. ' '? '"),
+    "150 pretraining steps": Row("--pretrain-steps 150"),
+    "400 pretraining steps": Row("--pretrain-steps 400"),
+    "1000 pretraining steps": Row("--pretrain-steps 1000"),
+    "teacher: 30 steps of 2e-3": Row("--trait-steps 30 --trait-lr 2e-3", taken="base"),
+    "teacher: held to numbers too": Row("--hold-numbers", taken="base"),
+    "teacher: form of lists free": Row("--form 0", taken="base"),
+    "teacher: form of lists held, 1": Row("--form 1", taken="base"),
+    "student: head, embeddings frozen": Row("", "", "--edge-lr-factor 0", "base teacher numbers"),
+    "student: one rate for all": Row("", "", "--edge-lr-factor 1", "base teacher numbers"),
+    "student: 200 steps": Row("", "", "--steps 200", "base teacher numbers"),
 }
 COLUMNS = {"variant": "{variant}", "parameters": "{parameters:,}", "layers, channels": "{n_layer}, {n_embd}"}
 COLUMNS |= {"valid (least)": "{valid:.0%} ({least_valid:.0%})", "KL, nats a number": "{kl_nats:.3f}"}
@@ -90,7 +72,7 @@ def make(name: str, args: argparse.Namespace) -> dict:
         others = {"base", "teacher", "numbers", "student"} - {*row.taken.split()}
         ignore = shutil.ignore_patterns("results.*", *others)
         Path(shutil.copytree(source, f"{folder}.part", ignore=ignore, dirs_exist_ok=True)).rename(folder)
-    common, key = lab.flags(args, folder), {"group": row.group, "variant": name}
+    common, key = lab.flags(args, folder), {"variant": name}
     try:
         train_teacher.main([*common, *shlex.split(row.train_teacher)])
         generate.main([*common, "--from", "teacher", *row.generate.split()])
@@ -111,13 +93,9 @@ def make(name: str, args: argparse.Namespace) -> dict:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    write_file(REFERENCE, "\n\n".join(pydoc_data.topics.topics.values()).encode())
-    usual = [name for name, row in ROWS.items() if row.group == ("sizes" if args.sizes else "choices")]
-    usual = usual[:2] if args.quick else usual
-    rows = [make(name, args) for name in ROWS if name in (args.only or usual)]
+    rows = [make(name, args) for name in args.only or (list(ROWS)[:2] if args.quick else ROWS)]
     found: dict = {key: [r for row in rows for r in row.pop(key, [])] for key in ("records", "summary")}
-    name = "variants_only" if args.only else "sizes" if args.sizes else "variants"
-    return {"name": name, "variants": rows, **found}
+    return {"name": "variants_only" if args.only else "variants", "variants": rows, **found}
 
 
 def markdown(results: dict) -> str:
@@ -146,5 +124,4 @@ def plot(results: dict) -> Any:
 
 if __name__ == "__main__":
     only = {"nargs": "+", "choices": list(ROWS), "metavar": "ROW", "help": "only these rows"}
-    sizes = {"action": "store_true", "help": "the sizes, not the choices"}
-    lab.experiment(__doc__, "variants", measure, markdown, plot, only=only, sizes=sizes)
+    lab.experiment(__doc__, "variants", measure, markdown, plot, only=only)
