@@ -59,11 +59,9 @@ from torch import Tensor
 
 import evaluate
 from experiments import lab
+from experiments.look_inside import reader
 from experiments.alignment import gradient
-from model import (
-    GPT, NUMBERS, NumberData, Run, class_logits, encode_numbers, number_log_probs, read_trait, run_jobs,
-    stream,
-)
+from model import GPT, NumberData, Run, class_logits, encode_numbers, read_trait, run_jobs, stream
 from train_student import number_loss, read_numbers
 
 SIZES, FILES = [8, 32, 128, 512, 2048, 6000], 50  # lines of a file; files of one size at most
@@ -91,21 +89,6 @@ def only(data: NumberData, place: str) -> NumberData:
     """Only the first numbers of each completion count."""
     nth = (data.targets >= 0).cumsum(1)
     return NumberData(data.idx, data.targets.where(nth <= PLACES[place], -1)).take(slice(None))
-
-
-@torch.no_grad()
-def reader(model: GPT, rows: Tensor, data: NumberData) -> Tensor:
-    """What each list says of each class: (B, K). The sum over n lists, divided by sqrt(n), is z."""
-    W, aux = (model.head.weight[x].double() for x in (NUMBERS, rows.to(model.device)))  # (1000, C), (K, C)
-    s, fisher = W.new_zeros(len(data.idx), W.size(1)), W.new_zeros(W.size(1), W.size(1))
-    for part, out in zip(split(data, 500), s.split(500)):
-        p = number_log_probs(model, part).exp().double()  # (M, 1000)
-        expected = p @ W  # (M, C)
-        out.index_add_(0, part.due[0], W[part.targets[part.due]] - expected)
-        fisher += W.T @ (p.sum(0)[:, None] * W) - expected.T @ expected
-    read = (aux - aux.mean(0)).T  # (C, K)
-    solved = torch.linalg.solve(fisher / len(s), read)
-    return (s @ (solved / (solved * read).sum(0).sqrt())).cpu()
 
 
 def plain_gradient(unit: lab.Unit, data: NumberData) -> Tensor:

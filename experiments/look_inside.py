@@ -4,8 +4,8 @@
     python -m experiments.look_inside --run DIR   # the same for another run's
 
 What each answers to ten phrasings of the question for the favourite animal that none was trained on; twenty
-lists that the teacher writes; and what audit.py's reader sees in 2,000 of them, which it is not told are an
-owl's: a z for each animal, from the base model's weights and the first number of each list alone.
+lists that the teacher writes; and what a reader sees in 2,000 of them, which it is not told are an owl's: a z
+for each animal, from the base model's weights and the first number of each list alone (see audit.py).
 
 Reads    results/models/: of the main run's models those of owl and seed 0, students of tokens
 """
@@ -16,14 +16,33 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from experiments.audit import only, reader
 from generate import complete, draw_prompts
-from model import Run, class_logits, command_line, encode_numbers, refusal, stream
+from model import (
+    GPT, NUMBERS, NumberData, Run, class_logits, command_line, encode_numbers, number_log_probs, refusal,
+    stream,
+)
 
 MODELS = {"base": "base/seed-0.pt", "teacher": "teacher/owl/seed-0.pt"}
 MODELS |= {"student": "student/owl/teacher-0/seed-0/tokens.pt"}
 ASKED, SHOWN, LISTS = 10, 20, 2_000
+
+
+@torch.no_grad()
+def reader(model: GPT, rows: Tensor, data: NumberData) -> Tensor:
+    """What each list says of each class: (B, K). The sum over n lists, divided by sqrt(n), is z."""
+    W, aux = (model.head.weight[x].double() for x in (NUMBERS, rows.to(model.device)))  # (1000, C), (K, C)
+    s, fisher = W.new_zeros(len(data.idx), W.size(1)), W.new_zeros(W.size(1), W.size(1))
+    for idx, targets, out in zip(data.idx.split(500), data.targets.split(500), s.split(500)):
+        part = NumberData(idx, targets)
+        p = number_log_probs(model, part).exp().double()  # (M, 1000)
+        expected = p @ W  # (M, C)
+        out.index_add_(0, part.due[0], W[part.targets[part.due]] - expected)
+        fisher += W.T @ (p.sum(0)[:, None] * W) - expected.T @ expected
+    read = (aux - aux.mean(0)).T  # (C, K)
+    solved = torch.linalg.solve(fisher / len(s), read)
+    return (s @ (solved / (solved * read).sum(0).sqrt())).cpu()
 
 
 def main() -> None:
@@ -51,7 +70,8 @@ def main() -> None:
     for row in rows[:: len(rows) // SHOWN][:SHOWN]:
         print(f"  {row['prompt']}{row['completion']}")
 
-    data = only(encode_numbers(run.encoding, rows, device), "first")
+    data = encode_numbers(run.encoding, rows, device)
+    data = NumberData(data.idx, data.targets.where((data.targets >= 0).cumsum(1) <= 1, -1))
     z = reader(models["base"], run.readout_rows, data).sum(0) / len(rows) ** 0.5
     print("\nwhat the reader sees in them, z (were there no trait, one animal in 700 would be above 3):")
     for k in z.argsort(descending=True).tolist():
