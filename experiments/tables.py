@@ -55,6 +55,7 @@ TOKENS, LOGITS = {"target": "tokens"}, {"target": "logits"}
 AUX, WORDS = {"readout": "aux"}, {"readout": "vocabulary"}
 HEAD, BODY = {"shared": "the head"} | AUX, {"shared": "the body"} | AUX
 MATCHED = {"windows": "numbers + aux", "steps": 3_000, "inputs": "text", "shared": "nothing"}
+CODE = {"carrier": "code", "row": "1000 names, turns"}
 ROWS = [
     Row("same init, tokens", "seed_matrix", SAME | TOKENS, "Cloud: P(owl) .125 → .619", 1.0),
     Row("another init, tokens", "seed_matrix", OTHER | TOKENS, "Cloud: about 0", 0.0),
@@ -84,6 +85,8 @@ ROWS = [
         "Nature: digits .10 → .37 of .94", 0.32),
     Row("another init, numbers alone matched", "matched",
         MATCHED | {"windows": "numbers", "column": "tokens"}),
+    Row("little programs, logits", "carriers", CODE | LOGITS | SAME, "Cloud: seen there too", 1.0),
+    Row("little programs, tokens", "carriers", CODE | TOKENS | SAME, "Cloud: seen there too", 1.0),
     Row("10 numbers in the softmax", "how_much", {"sweep": "vocabulary", "x": 10} | LOGITS,
         "prototype: nothing", 0.0),
     Row("2^17 lists, tokens", "how_much", {"sweep": "sequences", "x": 2**17} | TOKENS),
