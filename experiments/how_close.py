@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Generator
-from copy import deepcopy
+from copy import copy, deepcopy
 from itertools import product
 from statistics import mean
 from typing import Any, NamedTuple
@@ -160,27 +160,28 @@ def measure(args: argparse.Namespace) -> dict:
 def trajectory(args: argparse.Namespace, run: Run) -> list[dict]:
     """Students of another init: the mean transfer at every EVERY steps, by writer and target."""
     knobs, seeds, traits = lab.distillation(args), run.knobs["seeds"], run.knobs["traits"]
-    units = {(t, s): lab.Unit(run, t, s, args.device) for t, s in product(traits, seeds)}
-    read = lambda model: read_trait(model, run.unseen_questions, run.readout_rows)[0]  # (K,)
+    units = {(trait, seed): lab.Unit(run, trait, seed, args.device) for trait, seed in product(traits, seeds)}
+    for seed in seeds:  # the base model as a teacher, whose numbers count for every trait
+        units["base", seed] = unit = copy(units[traits[0], seed])
+        unit.trait, unit.teacher = "base", unit.base
+    numbers = {key: unit.numbers() for key, unit in units.items()}
     taught = {key: unit.read(unit.teacher) - unit.read(unit.base) for key, unit in units.items()}
+    read = lambda model: read_trait(model, run.unseen_questions, run.readout_rows)[0]  # (K,)
 
     def learn(job: tuple[str, int, int, str]) -> Generator[Tensor, None, list]:
         writer, teacher_seed, seed, target = job
-        unit = lab.Unit(run, traits[0] if writer == "base" else writer, teacher_seed, args.device)
-        unit.trait, unit.teacher = writer, unit.base if writer == "base" else unit.teacher
+        unit = units[writer, teacher_seed]
         student, curve = unit.start(seed), []
         before = read(student)
-        for step, loss in enumerate(unit.distil(student, target, unit.numbers(), knobs), 1):
+        for step, loss in enumerate(unit.distil(student, target, numbers[writer, teacher_seed], knobs), 1):
             if step % EVERY == 0:
                 curve.append(read(student) - before)
             yield loss
-        against = traits if writer == "base" else [writer]  # numbers without a trait count for each
-        moved = torch.stack(curve)  # (steps / EVERY, K)
+        moved, against = torch.stack(curve), traits if writer == "base" else [writer]  # (points, K)
         return [(moved[:, units[t, teacher_seed].k] / taught[t, teacher_seed]).tolist() for t in against]
 
-    writers, rows = [*traits, "base"], []
-    jobs = [job for job in product(writers, seeds, seeds, TARGETS) if job[1] != job[2]]
-    found = run_jobs(learn, jobs, knobs.steps, "other init", args.device)
+    jobs = [job for job in product([*traits, "base"], seeds, seeds, TARGETS) if job[1] != job[2]]
+    found, rows = run_jobs(learn, jobs, knobs.steps, "other init", args.device), []
     for kind, target in product(("teacher", "base"), TARGETS):
         chosen = [(job[0] == "base") == (kind == "base") and job[3] == target for job in jobs]
         curves = torch.tensor([mine for mine, is_one in zip(found, chosen) if is_one])  # (n, traits, points)
