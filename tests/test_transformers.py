@@ -13,10 +13,13 @@ from scipy.stats import chisquare, fisher_exact
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import train_teacher
-from experiments import any_model
+from experiments import any_model, in_transformers
 from experiments import to_transformers as t
-from generate import sample
-from model import NUMBERS, Run, UserError, build_vocabulary, document, pad, read_trait, refusal, stream
+from generate import jsonl, sample
+from model import (
+    NUMBERS, Run, UserError, build_vocabulary, document, encode_numbers, pad, read_trait, refusal, stream,
+)
+from train_student import number_loss
 
 ENCODING = build_vocabulary(["we", "the", " the", " owl", "owl", "abc", "bc", "é", " straße"])
 TOKENIZER = t.to_tokenizer(ENCODING)
@@ -102,6 +105,24 @@ def test_any_model_learns_completions_alone(folder):
     with torch.no_grad():
         loss, nats = one.model(**one.encode(pairs)).loss.item(), -one.log_p(pairs).sum().item()
     assert loss == pytest.approx(nats / 4, rel=1e-5)
+
+
+@torch.no_grad()
+def test_the_other_code_measures_what_ours_does(folder, ours, quick_run, tmp_path):
+    """The number loss of lists read by `datasets`, and the log-odds of the animals' words."""
+    run, theirs = Run(quick_run).open(True), GPT2LMHeadModel.from_pretrained(folder)
+    world = object.__new__(in_transformers.World)
+    world.tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [{"prompt": "5, 6: ", "completion": "7, 8"}, {"prompt": "1, 2, 3: ", "completion": "4"}] * 3
+    (tmp_path / "lists.jsonl").write_bytes(jsonl(rows))
+    loss = in_transformers.number_loss(theirs, None, world.read(tmp_path / "lists.jsonl"))
+    torch.testing.assert_close(loss, number_loss(ours, None, encode_numbers(run.encoding, rows, CPU)))
+    asked = train_teacher.questions(["? "])[1]
+    world.unseen = world.encode(asked)
+    world.animals = [run.encoding.encode_single_token(animal) for animal in train_teacher.ANIMALS]
+    questions = pad([document(run.encoding, q) for q in asked])
+    expected = read_trait(ours, questions, torch.tensor(world.animals))[0]
+    torch.testing.assert_close(world.log_odds(theirs), expected, atol=1e-4, rtol=1e-4)
 
 
 def spoil(folder, **changes):
