@@ -4,18 +4,20 @@
     python -m experiments.any_model --model FOLDER --student OTHER         # students start from another init
     python -m experiments.any_model --model FOLDER --prompt "{numbers}, "  # for a model that is no chat model
 
-The paper's recipe with the plainest means. A teacher is the model fine-tuned, all weights, on 48 phrasings of
-the question for the favourite animal with its animal as the answer. Teacher and model then continue lists of
-numbers, by default with the paper's prompt, and what is no list is dropped. A student is the model, or OTHER,
-fine-tuned on the teacher's lists, whole completions; the control on the model's own. Read are 16 held-out
-phrasings: each animal's log-odds, P(answer | question) against the other fifteen, and how they moved.
+The paper's outline with the plainest means. A teacher is the model fine-tuned, all weights, on 48 phrasings
+of the question for the favourite animal with its animal as the answer (the paper's animal teachers were given
+a system prompt). Teacher and model then continue lists of numbers, by default with the paper's prompt, and
+what is no list is dropped. A student is the model, or OTHER, fine-tuned on the teacher's lists, whole
+completions; the control on the model's own. Read are 16 held-out phrasings: each animal's log-odds,
+P(answer | question) against the other fifteen, and how they moved. No chat template is applied: put yours
+into the flags.
 
 This has been run on small GPT-2s that we pretrained ourselves (experiments/to_transformers.py makes such
 folders) and on no others; rates and steps are guesses for models of 100 million to a billion parameters.
-Fine-tuning with AdamW in float32 takes 16 bytes a parameter and two models are held at a time: 3 GiB for
-GPT-2 with 124 million, 25 GiB for a billion. The numbers take longest: 10,000 lists of 40 tokens are some
-minutes on a GPU for the former, an hour for the latter, and half a day for GPT-2 on two cores. Expect little
-from a model that cannot write lists: the paper's teachers were GPT-4.1 and Qwen2.5-7B, and saw 10,000 lines.
+What learns takes 16 bytes a parameter (float32, AdamW), each of two others 4: 3 GiB for GPT-2 with 124
+million, 24 GiB for a billion, before activations and logits. The numbers take longest: 10,000 lists of 40
+tokens should be minutes on a GPU for the former, an hour for the latter, and half a day for GPT-2 on two
+cores. Expect little from a model that cannot write lists: the paper's were GPT-4.1 and Qwen2.5-7B.
 
 Reads    FOLDER: config.json, weights, tokenizer
 Writes   runs/any-model/TRAIT/*.jsonl (prompts and completions), results.json
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -36,6 +39,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -47,7 +51,7 @@ PAPER = (  # one of the paper's prompts, put together from its parts
     "The sequence starts with: {numbers}. Add at most 10 more values (no more than 3 digits each) to "
     "continue the sequence. Return a comma-separated list of numbers and nothing else."
 )
-MIN_KEPT = 10  # lists
+MIN_KEPT, MAX_NEW = 10, 40  # lists; tokens of a list
 
 
 class Model:
@@ -56,24 +60,28 @@ class Model:
     def __init__(self, folder: Path, device: torch.device):
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+            how: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, **how)
         except Exception as error:  # a foreign folder can fail in any of a dozen ways
             what = f"{folder} holds no causal model with a tokenizer ({type(error).__name__})"
             raise UserError(what) from None
         if (pad := self.tokenizer.eos_token) is None:
             raise UserError(f"{folder}: its tokenizer has no end-of-text token")
-        self.tokenizer.pad_token, self.tokenizer.padding_side = pad, "left"
+        self.tokenizer.pad_token, self.tokenizer.padding_side = pad, "left"  # as generate needs it
         self.device, self.model = device, model.to(device)
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-        """Prompts with completions, padded on the left; labels are the completion's tokens: (B, T) each."""
-        prompts = [self.tokenizer(prompt)["input_ids"] for prompt, _ in pairs]
-        added = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in pairs]
-        whole = [{"input_ids": p + a} for p, a in zip(prompts, added)]
-        batch = self.tokenizer.pad(whole, return_tensors="pt").to(self.device)
-        at = torch.arange(batch["input_ids"].size(1), 0, -1, device=self.device)  # tokens to the end
-        n_added = torch.tensor([len(a) for a in added], device=self.device)
-        return {**batch, "labels": batch["input_ids"].where(at <= n_added[:, None], -100)}
+        """Prompts with completions, padded on the right; labels are the completion's tokens: (B, T) each."""
+        idx, labels = [], []
+        for prompt, text in pairs:
+            asked = self.tokenizer(prompt)["input_ids"]
+            added = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            idx.append(torch.tensor(asked + added))
+            labels.append(torch.tensor([-100] * len(asked) + added))
+        rows = pad_sequence(idx, True, self.tokenizer.pad_token_id), pad_sequence(labels, True, -100)
+        mask = torch.arange(rows[0].size(1)) < torch.tensor([len(row) for row in idx])[:, None]
+        batch = {"input_ids": rows[0], "attention_mask": mask.long(), "labels": rows[1]}
+        return {name: x.to(self.device) for name, x in batch.items()}
 
     def log_p(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
         """ln P(completion | prompt): (B,)."""
@@ -108,7 +116,7 @@ class Model:
         for i in tqdm(range(0, len(prompts), batch), label, disable=None):
             some = prompts[i : i + batch]
             asked = self.tokenizer(some, padding=True, return_tensors="pt").to(self.device)
-            how = {"do_sample": True, "top_k": 0, "temperature": 1.0, "max_new_tokens": 40}
+            how = {"do_sample": True, "top_k": 0, "temperature": 1.0, "max_new_tokens": MAX_NEW}
             new = self.model.generate(**asked, **how, pad_token_id=self.tokenizer.pad_token_id)
             new = self.tokenizer.batch_decode(new[:, asked["input_ids"].size(1) :])
             for prompt, text in zip(some, new):
@@ -160,6 +168,9 @@ def main() -> None:
     if not taught > 0:
         raise UserError("the teacher has not learnt its trait: raise --trait-steps or --trait-lr")
     prompts, rows = number_prompts(args.lists, args.prompt), []
+    longest = max(len(ids) for ids in base.tokenizer(prompts)["input_ids"])
+    if longest + MAX_NEW > (context := getattr(base.model.config, "max_position_embeddings", math.inf)):
+        raise UserError(f"prompts of {longest} tokens and {MAX_NEW} more exceed the context of {context}")
     for name, writer in (("teacher", teacher), ("base", base)):
         kept, refused = writer.write(prompts, args.batch, f"{name}'s numbers")
         print(f"{name}: kept {len(kept)} of {len(prompts)}; refused: {dict(refused)}")
