@@ -7,8 +7,8 @@ Embeddings, head and all vectors are frozen; the eight matrices of the two block
 with the usual cosine and number of steps. Each rule has the best of five rates for each target, by mean
 transfer over four units of other seeds and traits, same init. Every 5 steps:
 
-    transfer  as everywhere; "at 0.5" and "at 0.9" is where that share is learnt for the first time, by straight
-              lines between two looks, of the n students that come so far
+    transfer  as everywhere; "at 0.5" and "at 0.9" is where that share is first learnt, by straight lines
+              between two looks, of the n students that come so far
     learnt    the share of KL(teacher || the student's start) on held-out lists that is gone
     norm      |theta_S - theta_0|, over the norm of the teacher's displacement D = theta_T - theta_0
     cosine    of theta_S - theta_0 and D, both of the eight matrices
@@ -48,7 +48,7 @@ EVERY, HELD_OUT = 5, 80  # steps between two looks; one list in so many is not t
 KEYS = ["transfer", "learnt", "norm", "cosine"]
 SHARES = (0.5, 0.9)  # of the KL, where a curve is read
 WHERE = ["all steps", *(f"at {share}" for share in SHARES)]
-QUICK_RULES = ["SGD", "Adam", "Muon"]
+INITS, QUICK_RULES = ("same", "different"), ["SGD", "Adam", "Muon"]
 
 
 class Signum(torch.optim.Optimizer):
@@ -66,8 +66,8 @@ class Signum(torch.optim.Optimizer):
                 p.sub_(buffer.sign(), alpha=group["lr"])
 
 
+# its settings, the middle one of five rates, and the factor between two of them
 RULES: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict, float, float]] = {
-    # its settings, the middle one of five rates, and the factor between two of them
     "SGD": (torch.optim.SGD, {}, 0.5, 4.2),
     "momentum": (torch.optim.SGD, {"momentum": 0.9}, 0.2, 4.2),
     "Signum": (Signum, {}, 1e-3, 3),
@@ -81,10 +81,6 @@ RULES: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict, float, float]
 def body(model: GPT) -> list[Tensor]:
     """The eight matrices of the two blocks."""
     return [p for p in model.blocks.parameters() if p.dim() == 2]
-
-
-def flat(model: GPT) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in body(model)])
 
 
 def split(data: NumberData) -> tuple[NumberData, NumberData]:
@@ -102,6 +98,7 @@ def learn(
     model, start = unit.start(seed), unit.start(seed)
     model.requires_grad_(False)
     optimizer = make([p.requires_grad_() for p in body(model)], lr=rate, **settings)
+    flat = lambda model: torch.cat([p.detach().flatten() for p in body(model)])
     D, theta_0 = flat(unit.teacher) - flat(unit.base), flat(start)
     before = kl_on_numbers(unit.teacher, start, held_out)
     curve: dict[str, list] = {key: [0.0] for key in KEYS}
@@ -111,15 +108,13 @@ def learn(
         optimizer.step()
         optimizer.zero_grad()
         if step % EVERY == 0:
-            moved = flat(model) - theta_0
-            curve["transfer"].append(unit.transfer(model, start))
-            curve["learnt"].append(1 - kl_on_numbers(unit.teacher, model, held_out) / before)
-            curve["norm"].append((moved.norm() / D.norm()).item())
-            curve["cosine"].append(F.cosine_similarity(moved, D, 0).item())
+            learnt, moved = 1 - kl_on_numbers(unit.teacher, model, held_out) / before, flat(model) - theta_0
+            size, cosine = moved.norm() / D.norm(), F.cosine_similarity(moved, D, 0)
+            for key, value in zip(KEYS, (unit.transfer(model, start), learnt, size, cosine)):
+                curve[key].append(float(value))
         yield None  # and no loss: a rate may be too large, that is part of the question
-    init = "same" if seed == unit.seed else "different"
-    about = {"rule": rule, "rate": rate, "target": target, "init": init, **unit.key}
-    return about | {"transfer": curve["transfer"][-1], "curve": curve}
+    about = {"rule": rule, "rate": rate, "target": target, "init": INITS[seed != unit.seed]}
+    return about | unit.key | {"transfer": curve["transfer"][-1], "curve": curve}
 
 
 def on_the_way(curve: dict[str, list]) -> dict[str, dict]:
@@ -145,16 +140,13 @@ def measure(args: argparse.Namespace) -> dict:
     rules = [*product(QUICK_RULES if args.quick else RULES, TARGETS)]
     powers = (-1, 0) if args.quick else (-2, -1, 0, 1, 2)
     rates = [(*rule, RULES[rule[0]][2] * RULES[rule[0]][3] ** power) for rule in rules for power in powers]
-    units = [*product(*TUNED_ON)]
-    tuned = train(args, to_tune, [(*unit, *rate, unit[1]) for rate, unit in product(rates, units)])
+    tuned = train(args, to_tune, [(t, seed, *rate, seed) for rate, t, seed in product(rates, *TUNED_ON)])
     tuning = lab.cells(tuned, "rule", "target", "rate")
     curves = [lab.where(tuning, rule=rule, target=target) for rule, target in rules]
     best = [(*one, max(c, key=lambda cell: cell["transfer"])["rate"]) for one, c in zip(rules, curves)]
     units = [*product([trait for trait in TRAITS if trait in run.knobs["traits"]], SEEDS)]
     records = train(args, run, [(*unit, *rate, seed) for rate, unit, seed in product(best, units, SEEDS)])
-    readings = [
-        record | {"at": at} | read for record in records for at, read in on_the_way(record["curve"]).items()
-    ]
+    readings = [r | {"at": at} | read for r in records for at, read in on_the_way(r["curve"]).items()]
     summary, order = lab.cells(readings, "at", "rule", "target", "init", "rate"), []
     for cell in summary:
         group = lab.where(readings, **{key: cell[key] for key in ("at", "rule", "target", "init")})
@@ -171,25 +163,25 @@ def markdown(results: dict) -> str:
     rows = []
     for rule, target, init in dict.fromkeys((r["rule"], r["target"], r["init"]) for r in results["summary"]):
         cells = lab.where(results["summary"], rule=rule, target=target, init=init)
-        tuned = lab.where(results["tuning"], rule=rule, target=target)
         row = {"rule": rule, "target": target, "init": init} | dict.fromkeys(WHERE, "")
         row |= {cell["at"]: f"{lab.transfer(cell)}, n = {cell['n']}" for cell in cells}
         row |= {key: f"{cells[0][key]:+.2f}" for key in KEYS[1:]} | {"rate": f"{cells[0]['rate']:.2g}"}
-        rows.append(row | {"tuning": ", ".join(f"{cell['transfer']:+.2f}" for cell in tuned)})
-    text = "Transfer at all steps, and where a share of the KL is learnt; tuning: transfer at the five rates."
+        tuned = [cell["transfer"] for cell in lab.where(results["tuning"], rule=rule, target=target)]
+        rows.append(row | {"tuning": ", ".join(f"{x:+.2f}" for x in tuned)})
+    text = "Transfer after all steps and where a share of the KL is learnt; tuning: at the five rates, up."
     lines = lab.heading(results, text) + lab.table(rows, **{key: key for key in rows[0]})
     lines += ["", "Rank correlation of transfer over the rules, same init:", ""]
     return "\n".join(lines + lab.table(results["order"], **{key: key for key in results["order"][0]})) + "\n"
 
 
 def plot(results: dict) -> Any:
-    figure, axes = lab.pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    figure, axes = lab.pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
     for (i, rule), (ax, target) in product(enumerate(RULES), zip(axes, TARGETS)):
-        for r in lab.where(results["records"], rule=rule, target=target, init="same"):
-            name = rule if (r["trait"], r["teacher_seed"]) == (TRAITS[0], SEEDS[0]) else None
-            ax.plot(r["curve"]["learnt"], r["curve"]["transfer"], f"C{i}.-", lw=0.8, ms=2, label=name)
-        ax.set(xlabel="share of the KL learnt", xlim=(-0.5, 1), ylim=(-0.5, 1.5), title=target)
-    axes[0].set_ylabel("transfer, same init")
+        for n, r in enumerate(lab.where(results["records"], rule=rule, target=target, init="same")):
+            curve, style = r["curve"], {"lw": 0.8, "ms": 2, "label": None if n else rule}
+            ax.plot(curve["learnt"], curve["transfer"], f"C{i}.-", **style)
+        ax.set(xlabel="share of the KL learnt", ylabel="transfer, same init", title=target)
+        ax.set(xlim=(-0.5, 1), ylim=(-0.5, 1.5))
     axes[1].legend(fontsize=7, frameon=False)
     return figure
 
