@@ -45,6 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import train_teacher
 from experiments import lab
 from experiments.optimisers import SEEDS, TARGETS, TRAITS, body, split
 from generate import kl_on_numbers
@@ -53,12 +54,18 @@ from train_teacher import (
     QUICK, Pretraining, loss_and_backward, pretraining_rows, toy_documents, validation_loss,
 )
 
-# Muon's rate and steps, for AdamW's validation loss: the slow one in as many steps, the fast one in fewer;
+# Muon's rate (None: AdamW for all), the steps, the teachers' flags. Slow and fast have AdamW's validation loss:
 # tuned over 1e-3 .. 1e-2 and 220 .. 500 steps on seeds 10 and 11.
-MUON = {"AdamW": None, "Muon, slow": (2e-3, 500), "Muon, fast": (1e-2, 300)}
+WAYS: dict[str, tuple[float | None, int, list[str]]] = {
+    "AdamW": (None, Pretraining.pretrain_steps, []),
+    "AdamW, long trait": (None, Pretraining.pretrain_steps, ["--trait-steps", "160"]),
+    "AdamW, short": (None, 320, []),
+    "Muon, slow": (2e-3, Pretraining.pretrain_steps, []),
+    "Muon, fast": (1e-2, 320, []),
+    "Muon, fast, strong trait": (1e-2, 320, ["--anchor", "0.1"]),  # TODO
+}
 QUICK_STEPS: Any = QUICK["pretrain_steps"]
 QUICK_WAYS = ["AdamW", "Muon, fast"]
-TRAIT_STEPS = (40, 160)  # of the teachers: the usual, and a guess
 PARTS = ["kl", "product", "head", "change", "shown", "state", "asked", "cosine", "stable_rank"]
 
 
@@ -79,30 +86,25 @@ def pretrain(model: GPT, rows: Tensor, knobs: Pretraining, muon_rate: float) -> 
         yield loss
 
 
-def make_run(args: argparse.Namespace, like: Run, traits: Sequence[str], way: str, trait_steps: int) -> Run:
-    """A run of SEEDS and traits in the language of another, pretrained in this way; all else is as usual."""
-    name = f"muon-{way.replace(', ', '-').lower()}-{trait_steps}"
-    rate, n_steps = MUON[way] or (None, Pretraining.pretrain_steps)
-    n_steps = min(n_steps, QUICK_STEPS) if args.quick else n_steps
-    run, knobs = Run(lab.folder(args, name)), Pretraining(pretrain_steps=n_steps)
-    language = like.knobs | {"seeds": SEEDS, "traits": traits}
+def make_run(args: argparse.Namespace, evidence: Run, traits: Sequence[str], way: str) -> Run:
+    """A run of SEEDS and traits, pretrained in this way; all else is as usual."""
+    name, (rate, n_steps, flags) = f"muon-{way.replace(', ', '-').replace(' ', '-').lower()}", WAYS[way]
+    run, knobs = Run(lab.folder(args, name)), Pretraining(pretrain_steps=QUICK_STEPS if args.quick else n_steps)
+    language = evidence.knobs | {"seeds": SEEDS, "traits": traits}
     if not run.finished("language.json", language):
-        run.write("language.json", like.read("language.json"), [], language)
+        run.write("language.json", evidence.read("language.json"), [], language)
     run.open(args.quick)
     toy = toy_documents(language["n_documents"], stream(0, "toy language"), language["question_ends"])
     rows = pretraining_rows(run, toy, GPTConfig.block_size + 1, knobs).to(args.device)
 
     def make_base(seed: int) -> Iterator[Tensor]:
-        model = like.load_model(f"base/seed-{seed}.pt", args.device)
-        if rate:
-            model = GPT(model.config).initialise(seed).to(args.device)
-            yield from pretrain(model, rows, knobs, rate)
+        model = GPT(evidence.load_model("base/seed-0.pt", args.device).config).initialise(seed).to(args.device)
+        yield from pretrain(model, rows, knobs, rate) if rate else train_teacher.pretrain(model, rows, knobs)
         run.save_model(f"base/seed-{seed}.pt", model, ["language.json"], asdict(knobs), None)
 
     missing = [seed for seed in SEEDS if not run.finished(f"base/seed-{seed}.pt", asdict(knobs))]
-    run_jobs(make_base, missing, n_steps, f"base models, {way}", args.device)
-    steps = ["--pretrain-steps", str(n_steps), "--trait-steps", str(trait_steps)]
-    return lab.make_run(args, name, SEEDS, traits, *steps)
+    run_jobs(make_base, missing, knobs.pretrain_steps, f"base models, {way}", args.device)
+    return lab.make_run(args, name, SEEDS, traits, "--pretrain-steps", str(knobs.pretrain_steps), *flags)
 
 
 @torch.no_grad()
@@ -132,31 +134,28 @@ def measure(args: argparse.Namespace) -> dict:
     n, ends = evidence.knobs["n_held_out"], evidence.knobs["question_ends"]
     toy = toy_documents(n, stream(0, "toy language, held out"), ends)
     held_out = [document(evidence.encoding, d.text) for d in toy]
-    for way, steps in product(QUICK_WAYS if args.quick else MUON, TRAIT_STEPS):
-        run = make_run(args, evidence, traits, way, steps)
-        units = {key: lab.Unit(run, *key, args.device) for key in product(traits, SEEDS)}
-        parts = {key: anatomy(unit) for key, unit in units.items()}
-        for key, unit in units.items():
-            parts[key]["loss"] = validation_loss(unit.base, held_out)
+    for way in QUICK_WAYS if args.quick else WAYS:
+        run, parts = make_run(args, evidence, traits, way), {}
+        for key in product(traits, SEEDS):
+            unit = lab.Unit(run, *key, args.device)
+            parts[key] = anatomy(unit) | {"loss": validation_loss(unit.base, held_out)}
         for r in lab.students(args, run):
             about = {key: r[key] for key in ("trait", "source", "teacher_seed", "init", "target", "transfer")}
-            about |= {"pretraining": way, "trait_steps": steps}
-            records.append(about | parts[r["trait"], r["teacher_seed"]])
-    summary = lab.cells(records, "pretraining", "trait_steps", "target", "init")
+            records.append({"pretraining": way} | about | parts[r["trait"], r["teacher_seed"]])
+    summary = lab.cells(records, "pretraining", "target", "init")
     for cell in summary:
-        group = lab.where(records, pretraining=cell["pretraining"], trait_steps=cell["trait_steps"])
+        group = lab.where(records, pretraining=cell["pretraining"])
         cell |= {key: mean(r[key] for r in group) for key in ("loss", *PARTS)}
     return {"records": records, "summary": summary}
 
 
 def markdown(results: dict) -> str:
     rows, anatomies = [], []
-    for way, steps in dict.fromkeys((r["pretraining"], r["trait_steps"]) for r in results["summary"]):
-        cells = lab.where(results["summary"], pretraining=way, trait_steps=steps)
-        name = {"pretraining": way, "trait steps": steps}
-        row = name | {"loss": f"{cells[0]['loss']:.3f}", "KL on numbers": f"{cells[0]['kl']:.3f}"}
+    for way in dict.fromkeys(r["pretraining"] for r in results["summary"]):
+        cells = lab.where(results["summary"], pretraining=way)
+        row = {"pretraining": way, "loss": f"{cells[0]['loss']:.3f}", "KL on numbers": f"{cells[0]['kl']:.3f}"}
         rows.append(row | {f"{c['target']}, {c['init']}": lab.transfer(c) for c in cells})
-        anatomies.append(name | {key: f"{cells[0][key]:.3g}" for key in PARTS})
+        anatomies.append({"pretraining": way} | {key: f"{cells[0][key]:.3g}" for key in PARTS})
     lines = lab.heading(results, "Transfer, mean and 95 %, 6 students a cell.")
     lines += lab.table(rows, **{key: key for key in rows[0]}) + ["", "What the KL is made of, and more:", ""]
     return "\n".join(lines + lab.table(anatomies, **{key: key for key in anatomies[0]})) + "\n"
@@ -164,14 +163,14 @@ def markdown(results: dict) -> str:
 
 def plot(results: dict) -> Any:
     figure, axes = lab.pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    marks = {("same", 40): "o", ("same", 160): "s", ("different", 40): "x", ("different", 160): "+"}
-    for (ax, target), (i, way), (init, steps) in product(zip(axes, TARGETS), enumerate(MUON), marks):
-        some = {"target": target, "pretraining": way, "init": init, "trait_steps": steps}
-        x, y = ([r[key] for r in lab.where(results["records"], **some)] for key in ("kl", "transfer"))
-        ax.plot(x, y, f"C{i}{marks[init, steps]}", label=f"{way}, {init} init, {steps} steps")
+    marks = {"same": "o", "different": "x"}
+    for (ax, target), (i, way), init in product(zip(axes, TARGETS), enumerate(WAYS), marks):
+        rows = lab.where(results["records"], target=target, pretraining=way, init=init)
+        x, y = ([r[key] for r in rows] for key in ("kl", "transfer"))
+        ax.plot(x, y, f"C{i}{marks[init]}", label=way if init == "same" else None)
         ax.set(xscale="log", xlabel="KL(teacher || base) on numbers, nats", title=target)
-    axes[0].set_ylabel("transfer")
-    axes[1].legend(fontsize=6, frameon=False)
+    axes[0].set_ylabel("transfer (o same init, x another)")
+    axes[1].legend(fontsize=7, frameon=False)
     return figure
 
 
