@@ -4,7 +4,7 @@
     python -m experiments.muon --quick    # shorter pretraining: too small to conclude from
 
 Two base models read the usual text with Muon for the eight matrices of the two blocks and AdamW for the rest,
-to the validation loss that AdamW alone reaches: *slow*, in as many steps, or *fast*, at a larger rate in fewer.
+to the validation loss that AdamW alone reaches: *slow*, in as many steps, or *fast*, a larger rate in fewer.
 *AdamW, short* has as few, and a larger loss. Teachers, numbers and students are as usual (AdamW). Where V is
 the head's rows of the numbers less their mean (n of them, C channels) and d the trait's change of the final
 state where a number is due, to second order and for a law near uniform
@@ -25,7 +25,7 @@ questions and numbers apart (the cosine is smaller too); head and shown are the 
 of more steps, meant to raise the KL to AdamW's, bring back half of what is missing, not all.
 Added after tuning on other seeds, before any student was trained (there slow had AdamW's KL or more and fast
 a third, at one stable rank; more steps of the trait lowered it): transfer follows the KL, not the optimiser,
-so slow is within .1 of AdamW, fast lacks .2 or more, strong trait brings back half of it, long trait costs .1.
+so slow is within .1 of AdamW, fast lacks .2 or more, strong trait regains half of it, long trait costs .1.
 
 Reads    runs/evidence (made if it is missing)
 Writes   results/muon.json, .md, .png; its runs in runs/muon-*
