@@ -166,7 +166,8 @@ def markdown(results: dict) -> str:
         anatomies.append({"pretraining": way} | {key: f"{cells[0][key]:.3g}" for key in PARTS})
     lines = lab.heading(results, "Validation loss, KL on numbers; transfer, mean and 95 %, n = 6 each.")
     lines += lab.table(rows, **{key: key for key in rows[0]})
-    lines += [f"Left out, {way}: {why}" for way, why in results["left_out"].items()] + ["", "What the KL is made of, and more:", ""]
+    lines += [f"\nLeft out, {way}: {why}" for way, why in results["left_out"].items()]
+    lines += ["", "What the KL is made of, and more:", ""]
     return "\n".join(lines + lab.table(anatomies, **{key: key for key in anatomies[0]})) + "\n"
 
 
