@@ -74,7 +74,7 @@ def pretrain(model: GPT, rows: Tensor, knobs: Pretraining, muon_rate: float) -> 
     """As train_teacher.pretrain, but with Muon for the eight matrices."""
     matrices, batches = body(model), rows.split(knobs.batch_size)
     rest = [p for p in model.parameters() if all(p is not W for W in matrices)]
-    decay = {"weight_decay": knobs.weight_decay}
+    decay: Any = {"weight_decay": knobs.weight_decay}
     muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **decay)
     adamw = torch.optim.AdamW(rest, betas=(0.9, 0.95), fused=True, **decay)
     for step, batch in enumerate(batches):
@@ -124,8 +124,8 @@ def anatomy(unit: lab.Unit) -> dict[str, float]:
     head, change = V.square().sum() / (2 * V.numel()), d.square().sum(1).mean()  # |V|^2 / 2nC, |d|^2
     shown = V.size(1) * (d @ V.T).square().sum() / (V.square().sum() * d.square().sum())
     ranks = [(W.norm() / torch.linalg.matrix_norm(W, 2)) ** 2 for W in body(base)]
-    found = {"kl": kl_on_numbers(teacher, base, data), "head": head, "change": change, "shown": shown}
-    found |= {"product": head * change * shown, "state": h.square().sum(1).mean()}
+    found: dict[str, Any] = {"kl": kl_on_numbers(teacher, base, data), "product": head * change * shown}
+    found |= {"head": head, "change": change, "shown": shown, "state": h.square().sum(1).mean()}
     found |= {"asked": d_asked.square().sum(1).mean(), "stable_rank": torch.stack(ranks).mean()}
     found |= {"cosine": F.cosine_similarity(d.mean(0), d_asked.mean(0), 0)}
     return {key: float(value) for key, value in found.items()}

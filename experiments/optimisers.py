@@ -58,7 +58,7 @@ class Signum(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
@@ -129,7 +129,7 @@ def on_the_way(curve: dict[str, list]) -> dict[str, dict]:
 
 def train(args: argparse.Namespace, run: Run, jobs: Sequence[tuple]) -> list[dict]:
     """A record for each (trait, teacher's seed, rule, target, rate, student's seed)."""
-    units = {key: lab.Unit(run, *key, args.device) for key in dict.fromkeys(job[:2] for job in jobs)}
+    units = {(t, seed): lab.Unit(run, t, seed, args.device) for t, seed in {job[:2] for job in jobs}}
     data, knobs = {key: split(unit.numbers()) for key, unit in units.items()}, lab.distillation(args)
     one = lambda job: learn(units[job[:2]], data[job[:2]], knobs, *job[2:])
     return run_jobs(one, jobs, knobs.steps, "students", args.device)
