@@ -30,14 +30,14 @@ Predictions, before any run. Neutral lines, steps, KL, decay, smoothing, noise a
 lie on the parabola or below, so none is free; with neutral lines transfer falls as the share of the teacher's
 lines, 10 % do nothing that can be seen, 90 % leave a fifth (elsewhere 10 % nearly end it, or it falls
 gradually). KL that is annealed early does nothing. Low rank is no defence, since a trait is of low rank:
-r = 1 keeps a half of transfer, r = 8 all. Another init: 0 on average, but it keeps less than half over its own
-start; embeddings and head of another the same. The head alone cannot move the question's state, so 0, and it
-keeps .8 through logits and less than half through tokens. Classes held on the lists: a third of transfer, at
-a third of the gain, since who matches the numbers matches the state. Classes held on the question: free, for
-lists and questions are told apart by the body; on other text: half of transfer, free of charge; words held on
-text: nothing. Lines flagged by the trait: a quarter dropped halves transfer; by the file's class nearly as
-good; by any class no better than dropped at random, which does nothing. So who does not know the trait has
-another init, the head alone, or a guess of the question.
+r = 1 keeps a half of transfer, r = 8 all. Another init: 0 on average, but it keeps less than half over its
+own start; embeddings and head of another the same. The head alone cannot move the question's state, so 0, and
+it keeps .8 through logits and less than half through tokens. Classes held on the lists: a third of transfer,
+at a third of the gain, since who matches the numbers matches the state. Classes held on the question: free,
+for lists and questions are told apart by the body; on other text: half of transfer, free of charge; words
+held on text: nothing. Lines flagged by the trait: a quarter dropped halves transfer; by the file's class
+nearly as good; by any class no better than dropped at random, which does nothing. So who does not know the
+trait has another init, the head alone, or a guess of the question.
 
 Writes   results/defences.json, .md, .png; reads the run in runs/evidence, which seed_matrix makes, too
 
@@ -84,7 +84,7 @@ QUICK = ["none", "neutral lines", "dropped: file", "another init", "head alone",
 
 @torch.no_grad()
 def after_step(model: nn.Module, start: nn.Module, low_rank: int = 0, decay: float = 0.0) -> None:
-    """Cut each matrix's change since the start to its largest singular values; take a share off all change."""
+    """Cut each matrix's change to its largest singular values; take this share off all that has changed."""
     for p, p_start in zip(model.parameters(), start.parameters()):
         if low_rank and p.dim() == 2:
             U, S, V = torch.linalg.svd(p - p_start, full_matrices=False)
@@ -137,7 +137,7 @@ def defend(
     teacher, writer = (unit.teacher, unit.base) if target == "logits" else (None, None)
 
     def added(i: int) -> Tensor | None:
-        """To the loss of step i. Only the ratio of the two counts: Adam's steps have a length of their own."""
+        """To the loss of step i. Only the ratio counts: Adam's steps have a length of their own."""
         if share:
             return share / (1 - share) * number_loss(student, writer, mixed_in[i])
         if how.startswith("KL"):
@@ -214,7 +214,7 @@ def title(row: dict) -> str:
 
 
 def markdown(results: dict) -> str:
-    lines = lab.heading(results, "Mean of 6 students; transfer with its 95 %. KL: teacher to student, in nats.")
+    lines = lab.heading(results, "Mean of 6 students; transfer with its 95 %; KL(teacher || student), nats.")
     columns: dict[str, Any] = {"kept": lambda r: f"{r['kept']:.2f}"}
     columns["over_its_own_start"] = lambda r: f"{r['over_start']:.2f}"
     columns["KL"] = lambda r: f"{r['kl_start']:.3f} → {r['kl']:.3f}"
