@@ -76,9 +76,10 @@ DEFENCES: dict[str, dict[str, list[Any]]] = {  # what is changed, how; strengths
     "start": {"another init": [0], "another's edges": [0], "new edges": [0]},
     "training": {
         "head alone": [0.3, 1], "low rank": [1, 2, 4, 8], "KL": [0.3, 1, 3], "KL, annealed": [3, 30],
-        "steps": [12, 25, 50], "decay": [10, 30, 100], "smoothing": [0.1, 0.3], "noise": [0.1, 0.3]},
-    "held": {f"held: {what}": [1, 10] for what in (
-        "classes on lists", "classes on questions", "classes on text", "words on text")}}
+        "steps": [12, 25, 50], "decay": [30, 100, 300], "smoothing": [0.1, 0.3], "noise": [0.1, 0.3]},
+    "held": {
+        "held: classes on lists": [1, 10], "held: classes on questions": [1],
+        "held: classes on text": [1, 3, 10], "held: words on text": [1]}}
 QUICK = ["none", "neutral lines", "dropped: file", "another init", "head alone", "held: classes on questions"]
 
 
@@ -191,8 +192,9 @@ def measure(args: argparse.Namespace) -> dict:
         about = {"defence": defence, "x": x, "target": target, **unit.key, **found}
         return about | {"transfer": unit.transfer(student, start)}
 
-    rows = [(name, x) for some in DEFENCES.values() for name, strengths in some.items() for x in strengths]
-    rows = [(name, x) for name, x in rows if name in QUICK or not args.quick]
+    strengths = {name: xs for some in DEFENCES.values() for name, xs in some.items()}
+    strengths = {name: strengths[name][-1:] for name in QUICK} if args.quick else strengths
+    rows = [(name, x) for name, xs in strengths.items() for x in xs]
     jobs = [(*row, *unit, target) for row, unit, target in product(rows, units, TARGETS)]
     jobs = [job for job in jobs if job[0] != "smoothing" or job[-1] == "tokens"]
     records = run_jobs(learn, jobs, knobs.steps, "students", args.device)
