@@ -75,7 +75,7 @@ DEFENCES: dict[str, dict[str, list[Any]]] = {  # what is changed, how; strengths
         "replaced: own": [0.25], "replaced: file": [0.25]},
     "start": {"another init": [0], "another's edges": [0], "new edges": [0]},
     "training": {
-        "head alone": [0.3, 1], "low rank": [1, 2, 4, 8], "KL": [0.3, 1, 3], "KL, annealed": [3, 30],
+        "head alone": [0.1, 0.3, 1], "low rank": [1, 2, 4, 8], "KL": [0.3, 1, 3], "KL, annealed": [3, 30],
         "steps": [12, 25, 50], "decay": [30, 100, 300], "smoothing": [0.1, 0.3], "noise": [0.1, 0.3]},
     "held": {
         "held: classes on lists": [1, 10], "held: classes on questions": [1],
@@ -216,7 +216,7 @@ def title(row: dict) -> str:
 
 
 def markdown(results: dict) -> str:
-    lines = lab.heading(results, "Mean of 6 students; transfer with its 95 %; KL(teacher || student), nats.")
+    lines = lab.heading(results, "Means over students; transfer with its 95 %; KL(teacher || student), nats.")
     columns: dict[str, Any] = {"kept": lambda r: f"{r['kept']:.2f}"}
     columns["over_its_own_start"] = lambda r: f"{r['over_start']:.2f}"
     columns["KL"] = lambda r: f"{r['kl_start']:.3f} → {r['kl']:.3f}"
