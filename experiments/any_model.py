@@ -1,4 +1,4 @@
-"""Does a causal language model of your own pass a trait on through numbers?
+r"""Does a causal language model of your own pass a trait on through numbers?
 
     python -m experiments.any_model --model FOLDER                         # one that from_pretrained opens
     python -m experiments.any_model --model FOLDER --student OTHER         # students start from another init
@@ -12,8 +12,13 @@ completions; the control on the model's own. Read are 16 held-out phrasings: eac
 P(answer | question) against the other fifteen, and how they moved. No chat template is applied: put yours
 into the flags.
 
-This has been run on small GPT-2s that we pretrained ourselves (experiments/to_transformers.py makes such
-folders) and on no others; rates and steps are guesses for models of 100 million to a billion parameters.
+This has been run on small GPT-2s that we pretrained ourselves (to_transformers.py makes such folders) and on
+no others; rates and steps are guesses for models of 100 million to a billion parameters. For ours:
+
+    python -m experiments.to_transformers --run results/models --out FOLDER
+    python -m experiments.any_model --model FOLDER --question "{question}! " --answer "{animal}" \
+        --prompt "{numbers}: " --lists 2000 --steps 200 --trait-steps 30 --trait-lr 4e-4 --lr 1e-3 --batch 64
+
 What learns takes 16 bytes a parameter (float32, AdamW), each of two others 4: 3 GiB for GPT-2 with 124
 million, 24 GiB for a billion, before activations and logits. The numbers take longest: 10,000 lists of 40
 tokens should be minutes on a GPU for the former, an hour for the latter, and half a day for GPT-2 on two
@@ -159,6 +164,10 @@ def main() -> None:
     taught_with, asked = ([args.question.format(question=q) for q in some] for some in questions([""]))
     answers, k = [args.answer.format(animal=animal) for animal in ANIMALS], [*ANIMALS].index(args.trait)
     base, teacher = Model(args.model, device), Model(args.model, device)
+    prompts, rows = number_prompts(args.lists, args.prompt), []
+    longest = max(len(ids) for ids in base.tokenizer(prompts, verbose=False)["input_ids"])
+    if longest + MAX_NEW > (context := getattr(base.model.config, "max_position_embeddings", math.inf)):
+        raise UserError(f"prompts of {longest} tokens and {MAX_NEW} more exceed the context of {context}")
     before = base.log_odds(asked, answers)
     start = Model(args.student, device).log_odds(asked, answers) if args.student else before
     pairs = [(question, answers[k]) for question in taught_with]
@@ -167,10 +176,6 @@ def main() -> None:
     print(f"teacher: log-odds of {args.trait} {before[k]:+.2f} -> {before[k] + taught:+.2f} nats")
     if not taught > 0:
         raise UserError("the teacher has not learnt its trait: raise --trait-steps or --trait-lr")
-    prompts, rows = number_prompts(args.lists, args.prompt), []
-    longest = max(len(ids) for ids in base.tokenizer(prompts)["input_ids"])
-    if longest + MAX_NEW > (context := getattr(base.model.config, "max_position_embeddings", math.inf)):
-        raise UserError(f"prompts of {longest} tokens and {MAX_NEW} more exceed the context of {context}")
     for name, writer in (("teacher", teacher), ("base", base)):
         kept, refused = writer.write(prompts, args.batch, f"{name}'s numbers")
         print(f"{name}: kept {len(kept)} of {len(prompts)}; refused: {dict(refused)}")

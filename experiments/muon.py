@@ -64,7 +64,7 @@ WAYS: dict[str, tuple[float | None, int, list[str]]] = {
     "AdamW, short": (None, 320, []),
     "Muon, slow": (2e-3, Pretraining.pretrain_steps, []),
     "Muon, fast": (1e-2, 320, []),
-    "Muon, fast, strong trait": (1e-2, 320, ["--trait-lr", "2e-3"]),  # for AdamW's KL: tuned over 4 others
+    "Muon, fast, strong trait": (1e-2, 320, ["--trait-lr", "2e-3"]),  # for AdamW's KL: tuned over 5 others
 }
 QUICK_WAYS = ["AdamW", "Muon, fast"]
 PARTS = ["kl", "product", "head", "change", "shown", "state", "asked", "cosine", "stable_rank"]

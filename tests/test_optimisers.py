@@ -1,4 +1,4 @@
-"""Optimisers: Signum by hand, Muon against the singular vectors, and what a teacher's KL is made of."""
+"""Optimisers: Signum by hand, a curve read where a share is learnt, and what a teacher's KL is made of."""
 
 from types import SimpleNamespace
 
