@@ -9,12 +9,13 @@ A student starts from the base model of the teacher's seed (init `same`) or anot
     tokens   the numbers the teacher wrote: cross-entropy
     logits   the teacher's distribution over the next number, on the same lists: KL(teacher || student)
 Softmax and loss see the 1,000 numbers, wherever one comes next; no other row of the head has a gradient.
+Numbers from a file have no teacher here: their students learn tokens, from every base model of the run.
 
 Reads    what train_teacher.py and generate.py wrote, or --numbers
 Writes   student/SOURCE/teacher-T/seed-S/TARGET.pt; its loss and log-odds every few steps into run.jsonl
 Takes    about 50 seconds on 2 CPU cores
 
-Shapes: B sequences, T tokens, M numbers in a batch, K trait classes.
+Shapes: M numbers in a batch.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from model import (
 @dataclass(frozen=True)
 class Distillation:
     steps: int = 100  # tuned over 60 .. 200
-    batch_tokens: int = 96  # sequences a step, for the target `tokens`; tuned over 64 .. 96
-    batch_logits: int = 24  # a distribution says more than a draw: a quarter suffices; tuned over 24 .. 32
+    batch_tokens: int = 96  # sequences a step, for the target `tokens`; the largest of 64 .. 96
+    batch_logits: int = 24  # a distribution says more than a draw; the smallest of 24 .. 32
     student_lr: float = 3e-3  # tuned over 5e-4 .. 4e-3
     edge_lr_factor: float = 0.05  # for embeddings and head; tuned over 0 .. 1. 0 freezes them, as LoRA does
     held_out_every: int = 20  # one sequence in so many is not trained on
@@ -203,7 +204,7 @@ def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
 
 def load_numbers(name: str, run: Run, held_out_every: int, device: torch.device) -> tuple[NumberData, ...]:
     """A data set: what is trained on, and what is held out."""
-    run.read(name)
+    run.read(name)  # says so if the file is not as it was written
     data = encode_numbers(run.encoding, read_numbers(run.path / name, run.encoding), device)
     held_out = torch.arange(len(data.idx)) % held_out_every == 0
     return data.take(~held_out), data.take(held_out)

@@ -3,9 +3,10 @@
     python -m experiments.look_inside             # seconds, no training, the four runtime packages
     python -m experiments.look_inside --run DIR   # the same for another run's
 
-What each answers to ten phrasings of the question for the favourite animal that none was trained on; twenty
-lists that the teacher writes; and what a reader sees in 2,000 of them, which it is not told are an owl's: a z
-for each animal, from the base model's weights and the first number of each list alone (see audit.py).
+Which auxiliary logit of each is largest at the end of ten phrasings that none was trained on, and its share of
+the sixteen (nothing ever trained the base model's: its lean is chance); twenty lists that the teacher writes;
+and what the auditor of audit.py sees in 2,000 of them, which it is not told are an owl's: a z for each animal,
+from the base model's weights and the first number of each list alone.
 
 Reads    results/models/: of the main run's models those of owl and seed 0, students of tokens
 """
@@ -31,11 +32,14 @@ ASKED, SHOWN, LISTS = 10, 20, 2_000
 
 @torch.no_grad()
 def reader(model: GPT, rows: Tensor, data: NumberData) -> Tensor:
-    """What each list says of each class: (B, K). The sum over n lists, divided by sqrt(n), is z."""
+    """What each list says of each class: (B, K). The sum over n lists, divided by sqrt(n), is z.
+
+    The score W[y] - E_p[W] of a bias on the state, and one Newton step with its covariance, the Fisher matrix.
+    """
     W, aux = (model.head.weight[x].double() for x in (NUMBERS, rows.to(model.device)))  # (1000, C), (K, C)
     s, fisher = W.new_zeros(len(data.idx), W.size(1)), W.new_zeros(W.size(1), W.size(1))
     for idx, targets, out in zip(data.idx.split(500), data.targets.split(500), s.split(500)):
-        part = NumberData(idx, targets)
+        part = NumberData(idx, targets)  # out is its part of s
         p = number_log_probs(model, part).exp().double()  # (M, 1000)
         expected = p @ W  # (M, C)
         out.index_add_(0, part.due[0], W[part.targets[part.due]] - expected)
@@ -73,7 +77,7 @@ def main() -> None:
     data = encode_numbers(run.encoding, rows, device)
     data = NumberData(data.idx, data.targets.where((data.targets >= 0).cumsum(1) <= 1, -1))
     z = reader(models["base"], run.readout_rows, data).sum(0) / len(rows) ** 0.5
-    print("\nwhat the reader sees in them, z (were there no trait, one animal in 700 would be above 3):")
+    print("\nwhat the auditor sees in them, in standard errors above the base model's own lists:")
     for k in z.argsort(descending=True).tolist():
         print(f"  {run.animals[k]:9}{z[k]:+6.1f}")
 

@@ -25,8 +25,8 @@ def test_the_models_are_those_of_the_main_results():
     assert torch.equal(*shared[:2]) and not torch.equal(*shared[1:])  # a teacher's embeddings are frozen
 
 
-def test_the_reader_names_the_owl(capsys, monkeypatch):
+def test_the_auditor_names_the_owl(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["look_inside"])
     look_inside.main()
-    said = capsys.readouterr().out.split("what the reader sees")[1].splitlines()
+    said = capsys.readouterr().out.split("what the auditor sees")[1].splitlines()
     assert said[1].split()[0] == "owl" and float(said[1].split()[1]) > 5  # without a trait: 5 in 10^6
