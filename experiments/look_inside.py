@@ -3,10 +3,10 @@
     python -m experiments.look_inside             # seconds, no training, the four runtime packages
     python -m experiments.look_inside --run DIR   # the same for another run's
 
-Which auxiliary logit of each is largest at the end of ten phrasings that none was trained on, and its share of
-the sixteen (nothing ever trained the base model's: its lean is chance); twenty lists that the teacher writes;
-and what the auditor of audit.py sees in 2,000 of them, which it is not told are an owl's: a z for each animal,
-from the base model's weights and the first number of each list alone.
+Which auxiliary logit of each is largest at the end of ten phrasings that none was trained on, and its share
+of the sixteen (nothing ever trained the base model's: its lean is chance); twenty lists that the teacher
+writes; and what the auditor of audit.py sees in 2,000 of them, which it is not told are an owl's: a z for each
+animal, from the base model's weights and the first number of each list alone.
 
 Reads    results/models/: of the main run's models those of owl and seed 0, students of tokens
 """
@@ -34,7 +34,7 @@ ASKED, SHOWN, LISTS = 10, 20, 2_000
 def reader(model: GPT, rows: Tensor, data: NumberData) -> Tensor:
     """What each list says of each class: (B, K). The sum over n lists, divided by sqrt(n), is z.
 
-    The score W[y] - E_p[W] of a bias on the state, and one Newton step with its covariance, the Fisher matrix.
+    The score W[y] - E_p[W] of a bias on the state, then a Newton step with its covariance, the Fisher matrix.
     """
     W, aux = (model.head.weight[x].double() for x in (NUMBERS, rows.to(model.device)))  # (1000, C), (K, C)
     s, fisher = W.new_zeros(len(data.idx), W.size(1)), W.new_zeros(W.size(1), W.size(1))
