@@ -1,8 +1,8 @@
 """Make every committed result again, and the tables that show them.
 
-    python -m experiments.all            # what is out of date; some 3 hours on 2 CPU cores for all of it
+    python -m experiments.all            # what is out of date; some 5 hours on 2 CPU cores for all of it
     python -m experiments.all --check    # only name the results whose code or knobs have changed since
-    python -m experiments.all --quick    # in runs/, small, without bench and torture: 20 minutes
+    python -m experiments.all --quick    # in runs/, small, without bench and torture: half an hour
 
 A result is up to date if it was made by the code that would make it now: the five scripts, lab.py and the
 experiment itself, comments and docstrings left out. Knobs are code. What was stopped goes on where it was: a
@@ -51,6 +51,9 @@ RESULTS = {
     "carriers": (13, "carriers", []),
     "where": (6, "where", []),
     "how_close": (14, "how_close", []),
+    "optimisers": (12, "optimisers", []),
+    "muon": (10, "muon", []),
+    "defences": (15, "defences", []),
     "in_transformers": (8, "in_transformers", []),
     "bench": (4, "bench", []),
     "torture": (25, "torture", []),
