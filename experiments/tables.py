@@ -55,6 +55,7 @@ TOKENS, LOGITS = {"target": "tokens"}, {"target": "logits"}
 AUX, WORDS = {"readout": "aux"}, {"readout": "vocabulary"}
 HEAD, BODY = {"shared": "the head"} | AUX, {"shared": "the body"} | AUX
 MATCHED = {"windows": "numbers + aux", "steps": 3_000, "inputs": "text", "shared": "nothing"}
+GROWN = {"part": "2M", "rate": "c / C", "head": "slow", "lines": 32_000}
 CODE = {"carrier": "code", "row": "1000 names, turns"}
 ROWS = [
     Row("same init, tokens", "seed_matrix", SAME | TOKENS, "Cloud: P(owl) .125 → .619", 1.0),
@@ -85,6 +86,9 @@ ROWS = [
         "Nature: digits .10 → .37 of .94", 0.32),
     Row("another init, numbers alone matched", "matched",
         MATCHED | {"windows": "numbers", "column": "tokens"}),
+    Row("2 million parameters, tokens", "growth", GROWN | TOKENS | SAME),
+    Row("2 million parameters, logits", "growth", GROWN | LOGITS | SAME),
+    Row("2 million, another init, logits", "growth", GROWN | {"lines": 8_000} | LOGITS | OTHER),
     Row("little programs, logits", "carriers", CODE | LOGITS | SAME, "Cloud: seen there too", 1.0),
     Row("little programs, tokens", "carriers", CODE | TOKENS | SAME, "Cloud: seen there too", 1.0),
     Row("10 numbers in the softmax", "how_much", {"sweep": "vocabulary", "x": 10} | LOGITS,

@@ -67,7 +67,7 @@ def test_the_tables_are_the_committed_results(page):
 def test_a_committed_table_is_its_json(path):
     results = json.loads(path.read_text())
     made_by = {"main": "evaluate", "words": "evaluate", "mlp_fashion_mnist": "experiments.mlp",
-               "sizes": "experiments.variants", "growth_large": "experiments.growth"}
+               "growth_large": "experiments.growth"}
     maker = importlib.import_module(made_by.get(path.stem, f"experiments.{path.stem}"))
     assert path.with_suffix(".md").read_text() == maker.markdown(results)
     assert not results["config"]["quick"] and "dirty" not in results["config"]["commit"]
