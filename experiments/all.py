@@ -53,7 +53,7 @@ RESULTS = {
     "how_close": (14, "how_close", []),
     "optimisers": (12, "optimisers", []),
     "muon": (10, "muon", []),
-    "defences": (15, "defences", []),
+    "defences": (20, "defences", []),
     "in_transformers": (8, "in_transformers", []),
     "bench": (4, "bench", []),
     "torture": (25, "torture", []),

@@ -1,6 +1,6 @@
 """What can a careful user of somebody's numbers do against a trait in them, and what does it cost?
 
-    python -m experiments.defences            # 15 minutes on 2 CPU cores
+    python -m experiments.defences            # 20 minutes on 2 CPU cores
     python -m experiments.defences --quick    # a few defences: too small to conclude from
 
 The price is in KL(teacher || student) on held-out lines, the number loss less the teacher's entropy. kept =
