@@ -237,9 +237,10 @@ def plot(results: dict) -> Any:
             for rows, style in ((records, {"ms": 4, "alpha": 0.4}), (summary, {"ms": 10, "label": kind})):
                 dots = [(1 - r["kept"], r["transfer"]) for r in rows if r["defence"] in names]
                 ax.plot(*zip(*dots) if dots else ((), ()), ".", color=f"C{colour}", **style)
-        for r in lab.where(summary, free=True):
-            at = 1 - r["kept"], r["transfer"]
-            ax.annotate(title(r), at, (8, 8), textcoords="offset points", fontsize=7, rotation=35)
+        free = sorted(lab.where(summary, free=True), key=lambda r: -r["transfer"])
+        for i, r in enumerate(free):  # named below each other, where no dot is
+            at, line = (1 - r["kept"], r["transfer"]), {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5)}
+            ax.annotate(title(r), at, (0.3, -0.12 - 0.06 * i), fontsize=8, va="center", arrowprops=line)
         ax.plot((1 - shrunk) ** 2, shrunk * whole, color="grey", lw=1, label="only shrunk")
         ax.fill_between([-0.1, 1 - KEPT], -LEFT * whole, LEFT * whole, color="gold", alpha=0.2, lw=0)
         ax.set(xlim=(-0.1, 1.5), ylim=(-0.5, 1.1), title=f"students on {target}; free lunches are named")

@@ -152,6 +152,8 @@ def measure(args: argparse.Namespace) -> dict:
         group = lab.where(readings, **{key: cell[key] for key in ("at", "rule", "target", "init")})
         cell |= {key: mean(r[key] for r in group) for key in KEYS[1:]}
     for at, target, key in product(WHERE, TARGETS, KEYS[1:]):
+        if key == "learnt" and at != WHERE[0]:  # there all have learnt as much
+            continue
         cells = lab.where(summary, at=at, target=target, init="same")
         pairs = [(cell[key], cell["transfer"]) for cell in cells if 2 * cell["n"] > len(units)]
         rho = round(spearmanr(pairs).statistic, 2) if len(pairs) > 3 else ""
