@@ -89,7 +89,7 @@ def keep_models(run: Run, folder: Path) -> None:
     names = ["language.json", *look_inside.MODELS.values()]
     for name in names:
         write_file(folder / name, run.read(name))
-    lines = run.manifest.read_bytes().splitlines(keepends=True)
+    lines = [x for x in run.manifest.read_bytes().splitlines(keepends=True) if x.strip()]
     write_file(folder / "run.jsonl", b"".join(x for x in lines if json.loads(x)["file"] in names))
 
 

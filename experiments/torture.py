@@ -172,7 +172,7 @@ def damaged(folder: Path, i: int, own: bool = False) -> Case:
     if how == "missing":
         path.unlink()
     if own:
-        known = [line for line in lines.splitlines(True) if json.loads(line)["file"] != name]
+        known = [line for line in lines.splitlines(True) if line.strip() and json.loads(line)["file"] != name]
         (run / "run.jsonl").write_text("".join(known))
     end = start(script, run)()
     same = {file for file, _ in state(run) - state(folder / "truth")} <= {name}
