@@ -29,15 +29,16 @@ def main_table() -> list[str]:
 
     rows = []
     for students, numbers, init in (
-        ("the teacher, same init", "teacher", "same"),
-        ("the teacher, another init", "teacher", "different"),
-        ("the base model, same init", "base", "same"),
-        ("the base model, another init", "base", "different"),
+        ("the teacher; same init", "teacher", "same"),
+        ("the teacher; another init", "teacher", "different"),
+        ("the base model; same init", "base", "same"),
+        ("the base model; another init", "base", "different"),
     ):
-        row = {"numbers of": students}
+        row = {"numbers of; student of": students}
         for target in ("tokens", "logits"):
             (cell,) = lab.where(summary, numbers=numbers, init=init, target=target)
-            row[target] = f"{cell['transfer']:.2f} {evaluate.interval(cell)}, n = {cell['n']}"
+            spread = f" {evaluate.interval(cell)}" if cell["n"] > 2 else ""  # of two there is none
+            row[target] = f"{cell['transfer']:.2f}{spread}, n = {cell['n']}"
         rows.append(row)
     return lab.table(rows, **{name: name for name in rows[0]})
 
