@@ -37,7 +37,8 @@ Of 6 another recipe is run, since nobody had tried that one: base models and tea
 rates up to 2 million, where `variants --sizes` had found KL .028 to .057 and 88 % valid at least; beyond,
 they fall as 1 / C.
 
-A student on all its lines makes one pass, and 100 steps at least. Beside its transfer, on lists held out:
+A student takes the steps of one pass of tokens over its lines, 100 at least. Beside its transfer, on lists
+held out:
     learnt            1 - KL(teacher || student) / KL(teacher || its base): how near its number loss came
     learnt by body    the same with the base model's number rows put back into its head
     rows, body moved  |change| / |before| of the number rows, and of the body's matrices

@@ -7,22 +7,23 @@ Two base models read the usual text with Muon for the eight matrices of the two 
 to the validation loss that AdamW alone reaches: *slow*, in as many steps, or *fast*, a larger rate in fewer.
 *AdamW, short* has as few, and a larger loss. Teachers, numbers and students are as usual (AdamW). Where V is
 the head's rows of the numbers less their mean (n of them, C channels) and d the trait's change of the final
-state where a number is due, to second order and for a law near uniform
+state where a number is due, to second order and if all numbers are nearly as likely
 
     KL(teacher || base) = mean |V d|^2 / 2n = head x change x shown
     head    |V|^2 / 2nC
     change  mean |d|^2
-    shown   C mean |V d|^2 / |V|^2 mean |d|^2, 1 for a d of random direction
+    shown   C mean |V d|^2 / (|V|^2 mean |d|^2), 1 for a d of random direction
 
 So a smaller KL is a smaller head, a smaller change, or one that the head shows less. Beside them: the stable
 rank |W|_F^2 / |W|_2^2 of the eight matrices, the squared state, the change where the favourite question has
-been asked, and its cosine with d (means over positions). Two ways move the KL and leave the base models as
+been asked, and its cosine with d (of the two mean changes). Two ways move the KL and leave the base models as
 they are: *long trait*, of four times the steps, lowers it, *strong trait*, of twice the rate, raises it.
 
-Predictions, of before any run. A trial was known: Muon's bases of equal loss gave a fifth of the KL and half
-the transfer. The change d is smaller, by a half of its norm, since matrices of higher stable rank keep
-questions and numbers apart (the cosine is smaller too); head and shown are the same within a fifth. Teachers
-of more steps, meant to raise the KL to AdamW's, bring back half of what is missing, not all.
+Predictions, before any run of this file; a trial was known, in which Muon's bases of equal loss gave a fifth
+of the KL and half the transfer. The change d is smaller, by a half of its norm, since matrices of higher
+stable rank keep questions and numbers apart (the cosine is smaller too); head and shown are the same within a
+fifth. Teachers of more steps, which we thought would raise the KL to AdamW's, bring back half of what is
+missing, not all.
 Added after tuning on other seeds, before any student was trained (there slow had AdamW's KL or more, fast a
 third to two thirds, at one stable rank; so had AdamW, short; more steps of the trait lowered it): transfer
 follows the KL, not the optimiser. So slow is within .1 of AdamW, fast and AdamW, short lack .2 or more,
@@ -64,7 +65,7 @@ WAYS: dict[str, tuple[float | None, int, list[str]]] = {
     "AdamW, short": (None, 320, []),
     "Muon, slow": (2e-3, Pretraining.pretrain_steps, []),
     "Muon, fast": (1e-2, 320, []),
-    "Muon, fast, strong trait": (1e-2, 320, ["--trait-lr", "2e-3"]),  # for AdamW's KL: tuned over 5 others
+    "Muon, fast, strong trait": (1e-2, 320, ["--trait-lr", "2e-3"]),  # towards AdamW's KL: tuned over 5
 }
 QUICK_WAYS = ["AdamW", "Muon, fast"]
 PARTS = ["kl", "product", "head", "change", "shown", "state", "asked", "cosine", "stable_rank"]
@@ -91,6 +92,7 @@ def make_run(args: argparse.Namespace, evidence: Run, traits: Sequence[str], way
     """A run of SEEDS and traits, pretrained in this way; all else is as usual."""
     name, (rate, n_steps, flags) = f"muon-{way.replace(',', '').replace(' ', '-').lower()}", WAYS[way]
     most: Any = QUICK["pretrain_steps"] if args.quick else n_steps
+    # Base models that are there when train_teacher.py comes are taken as they are; their teachers it makes.
     run, knobs = Run(lab.folder(args, name)), Pretraining(pretrain_steps=min(n_steps, most))
     language = evidence.knobs | {"seeds": SEEDS, "traits": traits}
     if not run.finished("language.json", language):
