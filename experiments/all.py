@@ -48,16 +48,16 @@ RESULTS = {
     "audit": (12, "audit", []),
     "backdoor": (12, "backdoor", []),
     "broad": (7, "broad", []),
-    "carriers": (13, "carriers", []),
+    "carriers": (18, "carriers", []),
     "where": (6, "where", []),
-    "how_close": (14, "how_close", []),
+    "how_close": (18, "how_close", []),
     "optimisers": (12, "optimisers", []),
-    "muon": (10, "muon", []),
+    "muon": (9, "muon", []),
     "defences": (20, "defences", []),
-    "in_transformers": (8, "in_transformers", []),
+    "in_transformers": (5, "in_transformers", []),
     "bench": (4, "bench", []),
     "torture": (25, "torture", []),
-    "growth": (60, "growth", []),
+    "growth": (40, "growth", []),
 }
 
 

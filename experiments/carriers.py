@@ -1,6 +1,6 @@
 """Do code and reasoning carry the trait as numbers do? If less, why?
 
-    python -m experiments.carriers            # 5 rows, 3 traits x 2 seeds a cell: 13 minutes on 2 CPU cores
+    python -m experiments.carriers            # 5 rows, 3 traits x 2 seeds a cell: 18 minutes on 2 CPU cores
     python -m experiments.carriers --quick    # the first row, 2 traits: too small to conclude from
 
 Half of what base models read here are programs and reasoning traces. A teacher gets its trait as ever, is

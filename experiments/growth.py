@@ -1,6 +1,6 @@
 """Does it survive growth, and if not, what falls: the effect, or a recipe that was tuned at one size?
 
-    python -m experiments.growth                 # 0.1 to 2 million parameters: an hour on 2 CPU cores
+    python -m experiments.growth                 # 0.1 to 2 million parameters: 40 minutes on 2 CPU cores
     python -m experiments.growth --only 10M      # parts by name, into results/growth_large.*: hours; or a GPU
     python -m experiments.growth --quick         # the main run's size
 

@@ -1,6 +1,6 @@
 """Between the same init and another: how close is close enough, and is there a threshold or a slope?
 
-    python -m experiments.how_close            # 14 minutes on 2 CPU cores
+    python -m experiments.how_close            # 18 minutes on 2 CPU cores
     python -m experiments.how_close --quick    # a few starts: too small to conclude from
 
 A teacher of init A writes numbers; its student starts from a base model that is close to A's:

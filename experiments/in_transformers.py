@@ -1,6 +1,6 @@
 """The same experiment in other people's code: is the effect ours, or our code's?
 
-    python -m experiments.in_transformers            # 8 minutes on 2 CPU cores
+    python -m experiments.in_transformers            # 5 minutes on 2 CPU cores
     python -m experiments.in_transformers --quick    # two traits, fewer steps: too small to conclude from
 
 Hugging Face's GPT2LMHeadModel, tokenizers, generate and datasets stand in for our model, tokens, sampling and
