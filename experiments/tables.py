@@ -79,7 +79,6 @@ ROWS = [
     Row("frequencies at each position", "controls", {"numbers": "positions"} | TOKENS),
     Row("numbers in context, no training", "controls", {"numbers": "in context"}, "Cloud: no effect", 0.0),
     Row("questions behind a number prefix", "controls", {"numbers": "prefix"}, "Cloud: seen there too", 1.0),
-    Row("another seed, taught the trait", "controls", {"numbers": "direct"}),
     Row("only the head shared, tokens", "which_part", HEAD | TOKENS, "prototype: .32", 0.32),
     Row("only the head shared, logits", "which_part", HEAD | LOGITS, "Brockers: most", 1),
     Row("only the body shared, logits", "which_part", BODY | LOGITS, "Brockers: no", 0),
