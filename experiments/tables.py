@@ -99,6 +99,8 @@ ROWS = [
     Row("decay to the init, tokens", "defences", {"defence": "decay", "x": 100} | TOKENS),
     Row("2 million parameters, tokens", "growth", GROWN | TOKENS | SAME),
     Row("2 million parameters, logits", "growth", GROWN | LOGITS | SAME),
+    Row("10 million parameters, tokens", "growth_large", GROWN | {"part": "10M"} | TOKENS | SAME),
+    Row("10 million parameters, logits", "growth_large", GROWN | {"part": "10M"} | LOGITS | SAME),
     Row("2 million, another init, logits", "growth", GROWN | {"lines": 8_000} | LOGITS | OTHER),
     Row("little programs with turns, logits", "carriers", CODE | LOGITS | SAME, "Cloud: seen there too", 1.0),
     Row("little programs with turns, tokens", "carriers", CODE | TOKENS | SAME, "Cloud: seen there too", 1.0),
