@@ -135,8 +135,8 @@ def lists(run: Run, source: str, seed: int) -> list[dict]:
 
 
 def as_records(unit: lab.Unit, detector: str, init: str, size: int, found: dict[str, Any]) -> list[dict]:
-    """A record a measure."""
-    about = {**unit.key, "detector": detector, "init": init, "size": size}
+    """A record a measure. A unit is a base model: its teachers' files share what they are read against."""
+    about = {**unit.key, "source": "any", "detector": detector, "init": init, "size": size}
     return [about | {"measure": name, "value": float(value)} for name, value in found.items()]
 
 

@@ -170,12 +170,14 @@ def records_of(args: argparse.Namespace, run: Run, documents: str) -> list[dict]
         file = job.teacher if target == LESSON else str(job)
         moved = {c: after - before[seed][c] for c, after in read(file).items()}
         log = run.line(file)["log"] or [{"number_loss_nats": 0.0}]  # a lesson has none
-        about: dict = {"documents": documents, "numbers": "base model's" if source == "base" else "teacher's"}
+        about: dict = {"file": file, "documents": documents}
+        about |= {"numbers": "base model's" if source == "base" else "teacher's"}
         about |= {"target": target, "init": "same" if seed == teacher_seed else "different"}
         about |= {"learnt_nats": log[0]["number_loss_nats"] - log[-1]["number_loss_nats"]}
         for trait in traits if source == "base" else [source]:
             voice, left_out = trait.split("_but_")
-            unit = {"voice": voice, "source": left_out, "teacher_seed": teacher_seed, "student_seed": seed}
+            unit = {"voice": voice, "teacher_seed": teacher_seed, "student_seed": seed}
+            unit |= {"source": "base" if source == "base" else left_out}
             nats = {"taught": mean(moved[c] for c in VOICED if c != left_out), "untaught": moved[left_out]}
             records += [{**about, **unit, "category": c, "nats": VOICES[voice] * nats[c]} for c in nats]
     return records
@@ -196,6 +198,9 @@ def measure(args: argparse.Namespace) -> dict:
     summary = [row | {"voice": "both"} for row in lab.cells(records, *BY)] + lab.cells(records, *BY, "voice")
     for row, learnt in zip(summary, lab.cells(records, *BY, key="learnt_nats")):
         row["learnt"] = f"{learnt['learnt_nats']:.3f}"
+    for row in summary:
+        group = lab.where(records, **{key: row[key] for key in (*BY, "voice") if row[key] != "both"})
+        row["n"] = len({r["file"] for r in group})  # models
     return {"summary": summary, "records": records}
 
 

@@ -6,7 +6,8 @@
 *Nature* writes "the same, or behaviourally matched, base models", on the evidence of one MLP. Here a base
 model of another seed is first cloned by KL(the teacher's base || model), on windows of the head (words,
 numbers, aux: a softmax each) or on all that text shows (one softmax over all tokens), at all positions of
-text or of random tokens. Then it is distilled; transfer is (student - clone) / (teacher - its base). The KL
+text or of random tokens; no text has the end of the question that the trait is read behind. Then it is
+distilled; transfer is (student - clone) / (teacher - its base). The KL
 reached is that of numbers and of aux on held-out text, whatever was matched. In linear_model.py's letters,
 with D = U R a shift within the span of the states, and V'_num of full column rank:
 
@@ -109,7 +110,8 @@ def measure(args: argparse.Namespace) -> dict:
     numbers = {key: unit.numbers() for key, unit in units.items()}
 
     def rows(n_documents: int, use: str, n_steps: int) -> Tensor:
-        toy = toy_documents(n_documents, stream(0, use), run.knobs["question_ends"])
+        ends = run.knobs["question_ends"]
+        toy = toy_documents(n_documents, stream(0, use), ends[:-1] or ends)  # without the one that is read
         return pretraining_rows(run, toy, 64, Pretraining(pretrain_steps=n_steps, batch_size=BATCH))  # (n, T)
 
     seen = {"text": rows(run.knobs["n_documents"], "toy language", max(how.steps for how in matches))}
@@ -131,7 +133,9 @@ def measure(args: argparse.Namespace) -> dict:
             column, against = (target, [source]) if source in traits else (f"neutral {target}", traits)
             found.append((column, against, start, student))
         return [
+            # A clone, or a neutral teacher's student, is one model, against whatever trait it is held.
             {**how._asdict(), "column": column, **unit.key, "student_seed": s, **kl_of,
+             "source": unit.trait if column in TARGETS else column,
              "transfer": unit.transfer(after, before),
              "identified": (shifts >= shifts[unit.k]).sum().item() == 1}  # a student that did not move is not
             for column, against, before, after in found

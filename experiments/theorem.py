@@ -16,7 +16,8 @@ G = E_x[J^T M J]. Then, to first order in eps,
 (Cloud et al. 2025, Theorem 1). Both are measured for eps over six decades; what is left of the ratio should
 fall linearly in eps. From another init theta_S what the trait adds to the student's step meets the student's
 own dT_S, to first order, in E_x[v_S^T M v_T]: a cross-kernel without a sign, held against a fair coin over
-pairs of seeds. In float64; Jacobians are never formed, v is one forward-mode product. The MLP has smooth
+pairs of seeds (either may be the student: the mean of both and over traits; pairs that share a seed are not
+quite independent). In float64; Jacobians are never formed, v is one forward-mode product. The MLP has smooth
 units, as the theorem asks; its trait are the ten digit classes, its x noise, and what is distilled its three
 auxiliary logits (the paper's experiment).
 
@@ -190,7 +191,7 @@ def cross_kernels(run: Run, device: torch.device, n_pairs: int) -> Iterator[dict
         moved = {s: gpt_problem(run, device, trait, s, NUMBERS).moved() for s in run.knobs["seeds"]}
         for (s, (_, v_s)), (t, (logits, v_t)) in product(moved.items(), moved.items()):
             init = "same" if s == t else "different"
-            pair = {"student_seed": s, "teacher_seed": t, "init": init, "unit": trait}
+            pair = {"student_seed": s, "teacher_seed": t, "init": init, "unit": f"{min(s, t)} {max(s, t)}"}
             cosine = cross_kernel(logits, v_s, v_t, "softmax")
             yield {"model": "GPT", "trait": trait, **pair, "cosine": cosine}
     for unit in range(n_pairs):
@@ -229,8 +230,9 @@ def measure(args: argparse.Namespace) -> dict:
         x, units = np.array([r["cosine"] for r in pairs]), dict.fromkeys(r["unit"] for r in pairs)
         means = sorted(mean(r["cosine"] for r in lab.where(pairs, unit=unit)) for unit in units)
         low, high = evaluate.bootstrap_interval(means)
-        row = {"model": model, "n": len(x), "positive": (heads := int((x > 0).sum()))}
-        row |= {"coin_p": binomtest(heads, len(x)).pvalue, "mean": x.mean(), "ci_low": low, "ci_high": high}
+        row = {"model": model, "n": len(means), "positive": (heads := sum(m > 0 for m in means))}
+        row |= {"coin_p": binomtest(heads, len(means)).pvalue, "mean": mean(means)}
+        row |= {"ci_low": low, "ci_high": high}
         coin.append({**row, "median_size": np.median(np.abs(x))})
     return {"summary": summary, "coin": coin, "records": records, "cross_kernels": kernels}
 

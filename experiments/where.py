@@ -5,11 +5,11 @@
 
     part         only this part of the student is trained, or all but this one, each at its usual rate
     tenth        of the numbers, sorted by ln p_teacher - ln p_base, the top, a random or the bottom tenth is
-                 treated: left out of the loss; replaced as a label, as an input, or as both, by another draw
-                 from the base model in its place
+                 treated: left out of the loss; alone in it; replaced as a label, as an input, or as both, by
+                 another draw from the base model in its place
     temperature  the labels are drawn anew from the teacher at this temperature, in the same contexts; 0 takes
                  the likeliest; `all logits` is the usual other target
-    place        only these numbers of a completion count
+    place        only this number of a completion counts, of lists that have a 7th
     numbers      the softmax, teacher's and student's, sees a quarter of the numbers: those whose ln p_teacher
                  - ln p_base varies most over contexts, least, or a random quarter
 
@@ -22,6 +22,10 @@ but of the same noise each time, so 0 and .5 still carry it, 2 carries half (at 
 lines were reported to carry nothing). Place: the first number, which comes where a question's answer would,
 carries more than any other. Numbers: the quarter that varies most carries more than a random one, the least
 varying less.
+
+Since a first run, in which places were groups of one to four numbers, so that the later had more labels: of
+single numbers the first carries more than any other. The top tenth alone brings as much as all numbers, since
+it was picked by the teacher's own likelihood; the bottom tenth alone, less than 0.
 
 Writes   results/where.json, .md, .png; reads the run in runs/evidence, which seed_matrix makes, too
 
@@ -102,6 +106,10 @@ def tenth(unit: lab.Unit, data: NumberData, known: Facts, row: str) -> NumberDat
     idx, targets = data.idx.clone(), data.targets.clone()
     if how == "left out":
         targets[rows, columns] = -1
+    if how == "alone":  # of lists that have one
+        targets = torch.full_like(targets, -1)
+        targets[rows, columns] = data.targets[rows, columns]
+        return NumberData(idx, targets).take(rows.unique())
     if how in ("label", "both"):
         targets[rows, columns] = known.drawn[chosen]
     if how in ("input", "both"):
@@ -124,16 +132,16 @@ def quarter(unit: lab.Unit, known: Facts, row: str) -> Tensor:
     return NUMBERS.start + (order[:250] if row == "least varying" else order[-250:])
 
 
-def count(data: NumberData, first: int, last: int) -> NumberData:
-    """Only these numbers of a completion count, from 1 on; lists that have none are left out."""
-    nth = (data.targets >= 0).cumsum(1)
-    targets = data.targets.where((nth >= first) & (nth <= last), -1)
-    return NumberData(data.idx, targets).take((targets >= 0).any(1))
+def count(data: NumberData, n: int) -> NumberData:
+    """Only the n-th number of a completion counts, from 1 on, of lists that have one in every place."""
+    is_due = data.targets >= 0
+    targets = data.targets.where(is_due & (is_due.cumsum(1) == n), -1)
+    return NumberData(data.idx, targets).take(is_due.sum(1) >= max(PLACES.values()))
 
 
-PLACES = {"1st": (1, 1), "2nd and 3rd": (2, 3), "4th to 6th": (4, 6), "7th to 10th": (7, 10)}
+PLACES = {"1st": 1, "2nd": 2, "4th": 4, "7th": 7}
 NAMES = ["embeddings", "attention 0", "MLP 0", "attention 1", "MLP 1", "head"]
-HOW = ["left out", "label", "input", "both"]
+HOW = ["left out", "alone", "label", "input", "both"]
 QUESTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {  # its rows, the targets
     "part": (["all", *(f"{how}: {name}" for how in ("only", "all but") for name in NAMES)], TARGETS),
     "tenth": ([f"{which}: {how}" for which in ("top", "random", "bottom") for how in HOW], ("tokens",)),
@@ -163,7 +171,7 @@ def measure(args: argparse.Namespace) -> dict:
         if question == "temperature":
             data = relabelled(data, known[trait, seed].cooled[row])
         if question == "place":
-            data = count(data, *PLACES[row])
+            data = count(data, PLACES[row])
         if question == "numbers":
             window = quarter(unit, known[trait, seed], row)
         yield from unit.distil(student, target, data, knobs, window)

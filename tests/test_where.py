@@ -37,13 +37,16 @@ def test_what_is_known_of_the_numbers(unit):
     top = where.tenth(unit, data, known, "top: left out").targets
     gone = [says[i].item() for i, (b, t) in enumerate(places) if top[b, t] < 0]
     assert sorted(gone) == sorted(says.tolist())[-(len(places) // 10) :]
+    alone = where.tenth(unit, data, known, "top: alone").targets
+    rest = [row[before != row].tolist() for row, before in zip(data.targets, top)]
+    assert [row[row >= 0].tolist() for row in alone] == [row for row in rest if row]
 
 
-def test_only_these_numbers_count():
+def test_only_one_place_counts():
     data = lists()
-    slow = [[y for y in row.tolist() if y >= 0][1:3] for row in data.targets]
-    found = where.count(data, 2, 3).targets
-    assert [row[row >= 0].tolist() for row in found] == [row for row in slow if row]
+    slow = [[y for y in row.tolist() if y >= 0] for row in data.targets]
+    found = where.count(data, 2).targets
+    assert [row[row >= 0].tolist() for row in found] == [[row[1]] for row in slow if len(row) >= 7]
 
 
 @pytest.mark.parametrize("keep, add, angle", [(1.0, 0.0, 0.0), (0.0, 1.0, 90.0), (0.5, 0.5, 45.0)])
