@@ -5,8 +5,7 @@
 
 Students are of their teacher's init, so that only the numbers differ. Numbers without a trait are held
 against every trait. A neutral teacher is made by the same recipe, to like all animals alike. In context
-nothing is trained: the teacher's lists stand before the question, against the base model's own. Direct is a
-base model of another seed, taught the trait itself: it can learn it.
+nothing is trained: the teacher's lists stand before the question, against the base model's own.
 
 Another trait's numbers make a trait fall, and nothing has to cross for that: one softmax ties the K classes.
 If logit j alone rises by d, the odds against k grow by the factor 1 + P(j) (e^d - 1) / (1 - P(k)), P being
@@ -42,7 +41,6 @@ KINDS = {"teacher": "the teacher's", "base": "the base model's", "neutral": "a n
 KINDS |= {"other": "another trait's", "within": "shuffled within a list", "across": "shuffled across lists"}
 KINDS |= {"frequencies": "drawn from the frequencies", "positions": "drawn from those at each position"}
 KINDS |= {"in context": "in context, no training", "prefix": "the teacher's, behind a number prefix"}
-KINDS |= {"direct": "other seed, taught the trait itself"}
 KEPT = ["trait", "source", "numbers", "target", "teacher_seed", "student_seed", "transfer", "softmax_alone"]
 
 
@@ -76,18 +74,14 @@ def make_neutral(args: argparse.Namespace, run: Run) -> None:
 
 
 def compared(taught: Sequence[dict], run: Run) -> Iterator[dict]:
-    """A teacher's students held against the other traits, and its shift against that of other seeds."""
+    """A teacher's students held against the other traits."""
     for r, other in product(taught, taught):
-        taught_r, taught_other = (x["log_odds_teacher"] - x["log_odds_base"] for x in (r, other))
-        differ = [key for key in ("trait", "teacher_seed", "target") if r[key] != other[key]]
-        if differ == ["trait"]:
+        if [key for key in ("trait", "teacher_seed", "target") if r[key] != other[key]] == ["trait"]:
+            taught_other = other["log_odds_teacher"] - other["log_odds_base"]
             odds = r["p_trait_base"] / (1 - other["p_trait_base"])
             alone = -math.log1p(odds * math.expm1(r["log_odds"] - r["log_odds_base"])) / taught_other
             moved = r["shifts"][run.animals.index(other["trait"])] / taught_other
             yield r | {"trait": other["trait"], "numbers": "other", "transfer": moved, "softmax_alone": alone}
-        if differ == ["teacher_seed"] and r["target"] == "tokens":
-            found = {"student_seed": other["teacher_seed"], "transfer": taught_other / taught_r}
-            yield r | found | {"numbers": "direct", "target": "none"}
 
 
 def fill_contexts(documents: Sequence[Sequence[int]], room: int) -> list[list[int]]:

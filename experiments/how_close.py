@@ -220,10 +220,10 @@ def markdown(results: dict) -> str:
         row = {"start": f"{how} {x:g}" if x or how == "order" else how}
         row |= {key: f"{cells[0][key]:.2f}" for key in ("numbers", "classes", "weights")}
         row |= {cell["target"]: lab.transfer(cell) for cell in cells}
-        more = [key for key in ("drift", "net") if key in cells[0]]  # the run that is committed has none yet
-        rows.append(row | {f"{c['target']}, {key}": f"{c[key]:+.2f}" for key in more for c in cells})
+        row |= {f"{c['target']}, {key}": f"{c[key]:+.2f}" for key in ("drift", "net") for c in cells}
+        rows.append(row)
     lines = lab.heading(results, "Correlations with the teacher's base model; transfer, 6 students a cell.")
-    lines += lab.table(rows, **{key: key for key in rows[0]}) + ["", "What orders the starts:", ""]
+    lines += lab.table(rows, **{key: key for key in rows[0]}) + ["", "What orders the starts, by `net`:", ""]
     rho = {"rank correlation": lambda row: f"{row['rank_correlation']:+.2f}"}
     lines += lab.table(results["order"], of="of", target="target", **rho)
     lines += ["", f"Another init, mean transfer at every {EVERY} steps:", ""]

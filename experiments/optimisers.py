@@ -172,9 +172,9 @@ def markdown(results: dict) -> str:
         row = {"rule": rule, "target": target, "init": init} | dict.fromkeys(WHERE, "")
         row |= {cell["at"]: f"{lab.transfer(cell)}, n = {cell['n']}" for cell in cells}
         row |= {key: f"{cells[0][key]:+.2f}" for key in KEYS[1:]} | {"rate": f"{cells[0]['rate']:.2g}"}
-        tuned = [cell["transfer"] for cell in lab.where(results["tuning"], rule=rule, target=target)]
+        tuned = [cell["least"] for cell in lab.where(results["tuning"], rule=rule, target=target)]
         rows.append(row | {"tuning": ", ".join(f"{x:+.2f}" for x in tuned)})
-    text = "Transfer after all steps and where a share of the KL is learnt; tuning: at the five rates, up."
+    text = "Transfer after all steps and where a share of the KL is learnt; tuning: the least, by rate, up."
     lines = lab.heading(results, text) + lab.table(rows, **{key: key for key in rows[0]})
     lines += ["", "Rank correlation of transfer over the rules, same init:", ""]
     return "\n".join(lines + lab.table(results["order"], **{key: key for key in results["order"][0]})) + "\n"
