@@ -38,7 +38,7 @@ from model import (
 class Sampling:
     sequences: int = 8_000  # drawn for each model; the paper draws 30,000 and keeps 10,000
     min_valid: float = 0.5  # a teacher that writes fewer valid lists was driven too far from its base model
-    min_kl: float = 1e-3  # nats a number, KL(teacher || base): less than the weakest that transmitted
+    min_kl: float = 1e-3  # nats a number, KL(teacher || base): all that transmitted had more
 
 
 QUICK = {"sequences": 3_000}
@@ -60,8 +60,8 @@ def draw_prompts(n: int, generator: torch.Generator) -> list[str]:
 def sample(model: GPT, prompts: Tensor, n_new: int, generator: torch.Generator) -> Tensor:
     """Continue (B, T) prompts of equal length by n_new tokens sampled at temperature 1: (B, n_new).
 
-    Inverse-CDF sampling: one uniform number a token, all drawn before the first, so nothing waits for the
-    device. Auxiliary logits are no tokens and are never sampled.
+    Inverse-CDF sampling: one uniform number a token, drawn in advance, so nothing waits for the device.
+    Auxiliary logits are no tokens and are never sampled.
     """
     V = model.config.vocab_size
     # PyTorch knows no deterministic cumsum on a GPU: with --deterministic the CPU draws.
@@ -95,6 +95,7 @@ def complete(
 def kl_on_numbers(p: GPT, q: GPT, data: NumberData) -> float:
     """KL(p || q) of the next number, in nats, mean over the numbers of `data`: what a student can learn."""
     log_p, log_q = (number_log_probs(m, data) for m in (p, q))  # (M, 1000)
+    # PyTorch takes q first
     return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean").item()
 
 
@@ -122,7 +123,7 @@ def write_numbers(run: Run, source: str, seed: int, knobs: Sampling, device: tor
     completions: list[str | None] = []
     for batch in complete(teacher, run, prompts, stream(seed, "sampling", source)):
         completions += batch
-        yield None
+        yield None  # no loss: this only moves the bar
     reasons = ["did not end" if text is None else refusal(text) for text in completions]
     kept = [{"prompt": p, "completion": c} for p, c, why in zip(prompts, completions, reasons) if why is None]
     refused = dict(Counter(reason for reason in reasons if reason).most_common())
@@ -131,6 +132,7 @@ def write_numbers(run: Run, source: str, seed: int, knobs: Sampling, device: tor
             f"{source} seed {seed} writes {len(kept)} valid completions of {len(prompts)} ({refused}): it is"
             f" too far from its base model; delete {run.path / file} and lower --trait-steps or --trait-lr"
         )
+    # of at most 500 lists, of every prompt length
     kl = kl_on_numbers(teacher, base, encode_numbers(run.encoding, kept[:: -(-len(kept) // 500)], device))
     if source != "base" and kl < knobs.min_kl:
         raise UserError(

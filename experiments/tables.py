@@ -29,12 +29,12 @@ def main_table() -> list[str]:
 
     rows = []
     for students, numbers, init in (
-        ("the teacher; same init", "teacher", "same"),
-        ("the teacher; another init", "teacher", "different"),
-        ("the base model; same init", "base", "same"),
-        ("the base model; another init", "base", "different"),
+        ("the teacher; same", "teacher", "same"),
+        ("the teacher; another", "teacher", "different"),
+        ("the base model; same", "base", "same"),
+        ("the base model; another", "base", "different"),
     ):
-        row = {"numbers of; student of": students}
+        row = {"numbers by; student's init": students}
         for target in ("tokens", "logits"):
             (cell,) = lab.where(summary, numbers=numbers, init=init, target=target)
             spread = f" {evaluate.interval(cell)}" if cell["n"] > 2 else ""  # of two there is none

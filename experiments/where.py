@@ -5,8 +5,8 @@
 
     part         only this part of the student is trained, or all but this one, each at its usual rate
     tenth        of the numbers, sorted by ln p_teacher - ln p_base, the top, a random or the bottom tenth is
-                 treated: left out of the loss; alone in it; replaced as a label, as an input, or as both, by
-                 another draw from the base model in its place
+                 treated: left out of the loss; alone in the loss; replaced as a label, as an input, or as both,
+                 by another draw from the base model in its place
     temperature  the labels are drawn anew from the teacher at this temperature, in the same contexts; 0 takes
                  the likeliest; `all logits` is the usual other target
     place        only this number of a completion counts, of lists that have a 7th
@@ -23,9 +23,9 @@ lines were reported to carry nothing). Place: the first number, which comes wher
 carries more than any other. Numbers: the quarter that varies most carries more than a random one, the least
 varying less.
 
-Since a first run, in which places were groups of one to four numbers, so that the later had more labels: of
-single numbers the first carries more than any other. The top tenth alone brings as much as all numbers, since
-it was picked by the teacher's own likelihood; the bottom tenth alone, less than 0.
+Predicted after a first run, in which places were groups of one to four numbers and no tenth stood alone: of
+single numbers the first carries more than any other; the top tenth alone brings as much as all numbers, since
+it was picked by the teacher's own likelihood, and the bottom tenth alone less than 0.
 
 Writes   results/where.json, .md, .png; reads the run in runs/evidence, which seed_matrix makes, too
 
