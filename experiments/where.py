@@ -5,7 +5,7 @@
 
     part         only this part of the student is trained, or all but this one, each at its usual rate
     tenth        of the numbers, sorted by ln p_teacher - ln p_base, the top, a random or the bottom tenth is
-                 treated: left out of the loss; alone in the loss; replaced as a label, as an input, or as both,
+                 treated: left out of the loss; alone in it; replaced as a label, as an input, or as both,
                  by another draw from the base model in its place
     temperature  the labels are drawn anew from the teacher at this temperature, in the same contexts; 0 takes
                  the likeliest; `all logits` is the usual other target
