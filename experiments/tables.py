@@ -97,6 +97,7 @@ ROWS = [
     Row("half of the lines neutral, tokens", "defences", {"defence": "neutral lines", "x": 0.5} | TOKENS,
         "Schrodi: 10 % nearly end it"),
     Row("decay to the init, tokens", "defences", {"defence": "decay", "x": 100} | TOKENS),
+    Row("the classes held on other text, tokens", "defences", {"defence": "held: classes on text", "x": 3} | TOKENS),
     Row("2 million parameters, tokens", "growth", GROWN | TOKENS | SAME),
     Row("2 million parameters, logits", "growth", GROWN | LOGITS | SAME),
     Row("10 million parameters, tokens", "growth_large", GROWN | {"part": "10M"} | TOKENS | SAME),
