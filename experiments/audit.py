@@ -231,7 +231,7 @@ def z_table(args: argparse.Namespace) -> str:
 
 
 def markdown(results: dict) -> str:
-    lines = lab.heading(results, "Files by their number of lines: mean over teachers, 95 %.")
+    lines = lab.heading(results, "Files by their number of lines: mean over teachers, 95 % over base models.")
     for measure, title in MEASURES.items():
         rows: dict[tuple, dict] = {}
         for r in lab.where(results["summary"], measure=measure):
