@@ -182,7 +182,7 @@ def damaged(folder: Path, i: int, own: bool = False) -> Case:
 
 
 KINDS: dict[str, tuple[Callable[[Path, int], Case], int]] = {  # what makes a case, and how many are made
-    "stopped and continued": (stopped, 80), "two at once": (two_at_once, 24),
+    "stopped and continued": (stopped, 48), "two at once": (two_at_once, 24),
     "a damaged file": (damaged, 1700), "the user's own file": (partial(damaged, own=True), 300)}
 
 
