@@ -8,11 +8,11 @@ A student's trait is read at the end of held-out phrasings of the question for t
     log-odds    logit_k - logsumexp of the other classes, in nats, mean over the phrasings
     transfer    (student - its own base) / (teacher - its base), in log-odds: 1 is the teacher, 0 is nothing
     identified  of the K classes, the teacher's trait is the one whose log-odds rose most
-    interval    95 %, bootstrap over (data set, teacher's seed); a unit's students are averaged first
-    p           exact permutation of `same` and `different` within each unit: transfer in same above different
+    interval    95 %, bootstrap over units: a data set and its teacher's seed, its students averaged
+    p           permutation of `same` and `different` within each unit: transfer in same above different
 
 Reads    what the other three scripts wrote
-Writes   results.json (every student a record), results.md, and the picture
+Writes   results.json (a record for each student and trait), results.md, and the picture
 Takes    3 seconds on 2 CPU cores
 
 Shapes: B prompts, K trait classes.
@@ -44,7 +44,7 @@ STUDENT = re.compile(r"student/([^/]+)/teacher-(-?[0-9]+|file)/seed-(-?[0-9]+)/(
 
 
 def find_students(run: Run) -> list[re.Match]:
-    """Those that are there, and those that the manifest tells of and that could be made again."""
+    """Those that are there, and those that are not but could be made again, so that somebody misses them."""
     there = {path.relative_to(run.path).as_posix() for path in run.path.glob("student/*/*/*/*.pt")}
     known = there | {file for file, _ in run.lines}
     found = [match for name in sorted(known) if (match := STUDENT.fullmatch(name))]
@@ -62,7 +62,8 @@ def kind_of(source: str, teacher_seed: str, run: Run) -> tuple[str, str | None]:
 
 
 def measure(run: Run, device: torch.device) -> list[dict]:
-    """The records of all students. Numbers without a trait (the base model's, a file's) count for each."""
+    """The records of all students. Numbers without a trait (the base model's, a file's) count for each.
+    UserError for a file that is damaged or missing, does not belong to the run, or has other knobs."""
 
     def read(name: str) -> tuple[list[float], list[float]]:
         log_odds, p = read_trait(run.load_model(name, device), run.unseen_questions, run.readout_rows)
@@ -87,7 +88,7 @@ def measure(run: Run, device: torch.device) -> list[dict]:
         log = run.line(name)["log"]
         for file in (name, f"numbers/{source}/seed-{from_seed}.jsonl"):
             line = run.lines.get((file, run.digests.get(file, "")))
-            if line and line["knobs"]:  # what was made differently is not averaged
+            if line and line["knobs"]:  # UserError if it was made differently
                 run.finished(file, knobs.setdefault(file.split("/")[0], line["knobs"]))
         base_log_odds, base_p = base[seed]
         shifts = [after - before for after, before in zip(log_odds, base_log_odds)]
@@ -116,8 +117,8 @@ def measure(run: Run, device: torch.device) -> list[dict]:
 
 
 def unit_means(records: Sequence[dict], key: str) -> list[float]:
-    """Mean of records[key] in each unit, in order. Students of one data set, and one student held against
-    several traits, are no independent evidence: a unit is a data set and its teacher's seed."""
+    """Mean of records[key] in each unit: a data set and its teacher's seed, ordered by name. Its students, and one
+    student held against several traits, are no independent evidence."""
     units: dict[tuple, list[float]] = {}
     for r in records:
         units.setdefault((r["source"], r["teacher_seed"]), []).append(r[key])
@@ -137,7 +138,7 @@ def permutation_p(units: Sequence[tuple[Sequence[float], Sequence[float]]]) -> f
     """One-sided p of same above different, labels permuted within each unit (values of same, of different).
 
     The statistic is the mean over units of mean(same) - mean(different). All permutations are tried where
-    there are at most DRAWS, otherwise DRAWS random ones with the observed among them (Phipson & Smyth 2010).
+    there are at most DRAWS, otherwise DRAWS random ones and the observed (Phipson & Smyth 2010).
     """
     choices = []  # of each unit: the difference under every choice of which students count as `same`
     for same, different in units:
@@ -152,13 +153,13 @@ def permutation_p(units: Sequence[tuple[Sequence[float], Sequence[float]]]) -> f
     return (1 + np.sum(drawn >= observed).item()) / (1 + DRAWS)
 
 
-# The kinds of numbers, in the table's order; an experiment's own follow.
+# The kinds of numbers, in the table's order; others follow.
 KINDS = {"teacher": "the teacher's", "base": "base model's", "within": "shuffled within"}
 KINDS |= {"across": "shuffled across", "file": "from a file"}
 
 
 def summarise(records: Sequence[dict]) -> list[dict]:
-    """A row for each kind of numbers, target and init that the run holds."""
+    """A row for each kind of numbers, target and init: transfer a mean over units, the rest over records."""
     groups: dict[tuple, list[dict]] = {}
     for r in records:
         groups.setdefault((r["numbers"], r["target"], r["init"]), []).append(r)
@@ -248,7 +249,7 @@ COLOURS = {"same": "#c1440e", "different": "#27628f", "unknown": "#777777"}
 
 
 def plot(results: dict, path: Path) -> None:
-    """P(trait), transfer, and transfer while training: a dot or a line a student."""
+    """P(trait), transfer, and transfer while training: a dot or line a record. Needs matplotlib."""
     try:
         import matplotlib
     except ImportError:

@@ -102,7 +102,7 @@ Cache = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values of the toke
 
 
 class Block(nn.Module):
-    """GPT-2's pre-norm block, with the exact GELU: on a CPU the tanh form takes twice its time."""
+    """GPT-2's pre-norm block, with the exact GELU."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -113,7 +113,7 @@ class Block(nn.Module):
         self.mlp, self.mlp_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C). With a cache, x continues the tokens in it, which then holds them all."""
+        """(B, T, C) -> (B, T, C). With a cache, x continues its tokens; it then holds all."""
         B, T, C = x.shape
         qkv = self.attn(self.ln_1(x)).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, C/H) each
@@ -152,7 +152,7 @@ class GPT(nn.Module):
     def initialise(self, seed: int) -> GPT:
         """Draw every matrix from a stream of its own, so that two inits can be mixed part by part.
 
-        GPT-2's rule (0.02, residual projections / sqrt(2L), biases 0) except for the head: with C ** -0.5 the
+        GPT-2's rule (0.02, residual projections / sqrt(2 n_layer), biases 0) but for the head: by C ** -0.5
         logits start with standard deviation 1, so numbers can show what a trait does to the hidden state.
         """
         for name, p in self.named_parameters():
@@ -203,7 +203,7 @@ COMPLETION = re.compile(r"(?:0|[1-9][0-9]*)(?:(,\s?|;\s?|\s)(?:0|[1-9][0-9]*)(?:
 
 
 def refusal(completion: str) -> str | None:
-    """Why a completion is refused; None for 1 to 10 integers in 0..999, one separator and nothing else."""
+    """Why a completion is refused; None for 1 to 10 integers in 0..999, one of , ; and space between all."""
     if not completion:
         return "empty"
     if not COMPLETION.fullmatch(completion):
@@ -259,7 +259,7 @@ def number_log_probs(model: GPT, data: NumberData, numbers: slice = NUMBERS) -> 
 
 
 def class_logits(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
-    """The K class logits at the end of each prompt, which are as pad() makes them: (B, K)."""
+    """The K class logits at the end of each of pad()'s prompts: (B, K)."""
     idx, last = (x.to(model.device) for x in prompts)
     h = model.hidden(idx)[torch.arange(len(last), device=model.device), last]  # (B, C)
     return model.logits(h, rows.to(model.device))
@@ -277,8 +277,8 @@ def read_trait(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> tupl
 # ============================================================================================================
 # bookkeeping: skip on a first reading
 #
-# What the scripts take from a run: run.animals, of which animals[k] is class k; run.readout_rows, the head's
-# rows of the classes; the favourite question as pad() makes it, in run.taught_questions, which
+# Most of what the scripts take from a run: run.animals, of which animals[k] is class k; run.readout_rows, the
+# head's rows of the classes; the favourite question as pad() makes it, in run.taught_questions, which
 # teachers are trained with, and run.unseen_questions; run.knobs, those of train_teacher.Language; and
 # run.read(file), run.load_model(file), run.finished(file, knobs), whether it is there, and run.save_model.
 
@@ -344,7 +344,7 @@ class Run:
         self.digests: dict[str, str] = {}  # of the files read and written
 
     def open(self, quick: bool) -> Run:
-        """Read what train_teacher.py settled first. UserError if that was done with the other --quick."""
+        """Read language.json. UserError if it is missing or damaged, or was made with the other --quick."""
         self.finished("language.json", {"quick": quick})
         self.knobs = self.line("language.json")["knobs"]  # seeds, traits, ...
         language = json.loads(self.read("language.json"))
@@ -368,7 +368,7 @@ class Run:
         return UserError(f"{self.path / name} {why}: delete it and run {self.command(name)} again{own}")
 
     def write(self, name: str, data: bytes, sources: Sequence[str], knobs: Any, log: Any = None) -> None:
-        """Tell the manifest, then write: what is known and not there is made again."""
+        """Tell the manifest, then write: what is known and not there is made again. sources: read before."""
         made_from = {source: self.digests[source] for source in sources}
         line = {"file": name, "digest": digest(data), "sources": made_from, "knobs": knobs, "log": log}
         body = json.dumps(line)[:-1].encode()
@@ -449,13 +449,13 @@ class Run:
 
 
 def run_jobs(train: Callable, jobs: Sequence, n_steps: int, label: str, device: torch.device) -> list:
-    """What train(job) returns, for every job, in order; it is a generator that yields its loss in nats.
+    """What each train(job) returns, in order: a generator that yields losses in nats, or None.
 
     So training can be shown, stopped and, by whoever consumes it, measured between two steps.
 
     On a CPU a job a core runs side by side in threads, each with one thread for its sums: for small models
-    this beats many threads on one, and bits do not depend on the number of cores. UserError for a loss that
-    diverges, with the step.
+    this beats many threads on one, and bits do not depend on the number of cores. UserError, with the step,
+    for a loss that has diverged; every 20th step is looked at.
     """
     bar = tqdm(total=n_steps * len(jobs), desc=label, disable=None, unit="step", leave=False)
     stop = threading.Event()
@@ -472,7 +472,7 @@ def run_jobs(train: Callable, jobs: Sequence, n_steps: int, label: str, device: 
                 name = " ".join(map(str, job)) if isinstance(job, tuple) else job
                 raise UserError(f"{label}, {name}: the loss is {loss:.3g} by step {n}; lower the rate")
             bar.update()
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # another job failed
 
     pool = ThreadPoolExecutor(1 if device.type == "cuda" else os.cpu_count())
     try:
@@ -507,7 +507,7 @@ def parse(docstring: str | None, argv: Sequence[str] | None, quick: dict, *knobs
     """A script's flags, the run that they name, and an instance of each class in `knobs`.
 
     Every field of these dataclasses is a flag. quick: other defaults, for --quick; more: flags of the
-    script's own, each with add_argument's arguments.
+    script's own, each with add_argument's arguments. UserError as pick_device and knobs_of.
     """
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=docstring, formatter_class=raw, allow_abbrev=False)
@@ -530,7 +530,7 @@ def parse(docstring: str | None, argv: Sequence[str] | None, quick: dict, *knobs
         args = parser.parse_args(argv)
     if args.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # which PyTorch asks for
-    if args.deterministic != torch.are_deterministic_algorithms_enabled():  # to say it takes a second
+    if args.deterministic != torch.are_deterministic_algorithms_enabled():  # the call takes a second
         torch.use_deterministic_algorithms(args.deterministic)
     torch.set_num_threads(1)  # sums in one order: the last bit does not depend on the number of cores either
     args.device = pick_device(args.device)

@@ -8,10 +8,10 @@
 A student starts from the base model of the teacher's seed (init `same`) or another (`different`) and learns
     tokens   the numbers the teacher wrote: cross-entropy
     logits   the teacher's distribution over the next number, on the same lists: KL(teacher || student)
-Softmax and loss see the 1,000 numbers, wherever one comes next; no other row of the head has a gradient.
+The loss sees the 1,000 numbers, wherever a completion has one; no other row of the head has a gradient.
 Numbers from a file have no teacher here: their students learn tokens, from every base model of the run.
 
-Reads    what train_teacher.py and generate.py wrote, or --numbers
+Reads    what train_teacher.py wrote, and generate.py's numbers or --numbers
 Writes   student/SOURCE/teacher-T/seed-S/TARGET.pt; its loss and log-odds every few steps into run.jsonl
 Takes    about 50 seconds on 2 CPU cores
 
@@ -43,7 +43,7 @@ from model import (
 
 @dataclass(frozen=True)
 class Distillation:
-    steps: int = 100  # of 60 .. 200 tried; 200 gain .03 and take twice as long (experiments/variants.py)
+    steps: int = 100  # of 60 .. 200 tried; 200 gain .03 to .04 in twice the time (experiments/variants.py)
     batch_tokens: int = 96  # sequences a step, for the target `tokens`; the largest of those tried, 64 .. 96
     batch_logits: int = 24  # a distribution says more than a draw; the smallest of those tried, 24 .. 32
     # tuned over 5e-4 .. 4e-3 at 64 channels; a wider model wants 64 / n_embd of it (experiments/growth.py)
@@ -84,7 +84,7 @@ def batches(
     data: NumberData, batch_size: int, n_steps: int, generator: torch.Generator
 ) -> Iterator[NumberData]:
     """n_steps batches, epoch after epoch. Lists in a batch are about equally long, so that little is padded;
-    what fills no batch at an epoch's end, some of the longest, is left out."""
+    some of the longest, if they fill no batch, are left out of an epoch."""
     ends = (data.targets >= 0).cpu() * torch.arange(data.targets.size(1))
     length = ends.max(1).values  # where a list's last number is due
     batch_size = min(batch_size, len(length))
@@ -98,7 +98,8 @@ def batches(
 
 
 def number_loss(student: GPT, teacher: GPT | None, data: NumberData, numbers: slice = NUMBERS) -> Tensor:
-    """KL(teacher || student), or without a teacher cross-entropy: nats, mean over the numbers."""
+    """KL(teacher || student), or without a teacher cross-entropy: nats a number. Of fewer `numbers` than all,
+    targets count from the first of them."""
     log_q = number_log_probs(student, data, numbers)  # (M, 1000)
     if teacher is None:
         return F.nll_loss(log_q, data.targets[data.due])
@@ -134,7 +135,7 @@ def train(
 def read_numbers(path: Path, encoding: tiktoken.Encoding) -> list[dict]:
     """The lines of a file that pass the filter, and fit into the model; says why others did not.
 
-    UserError naming the line if one is not {"prompt": text, "completion": text}, or if too few pass.
+    UserError if the file can't be read, too few pass, or a line (named) is not {"prompt": text, ...}.
     """
     kept: list[dict] = []
     refused: Counter[str] = Counter()
@@ -166,7 +167,7 @@ def read_numbers(path: Path, encoding: tiktoken.Encoding) -> list[dict]:
 
 
 def import_numbers(path: Path, run: Run) -> None:
-    """Put numbers from anywhere into the run. UserError if others have their name there."""
+    """Put numbers from anywhere into the run. UserError as read_numbers', or if others have their name."""
     name = f"numbers/{path.stem}/seed-file.jsonl"
     data = "".join(json.dumps(row) + "\n" for row in read_numbers(path, run.encoding)).encode()
     if (run.path / name).exists() and run.read(name) != data:
@@ -175,7 +176,7 @@ def import_numbers(path: Path, run: Run) -> None:
 
 
 def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
-    """The students that are asked for. UserError if there are none."""
+    """The students that are asked for. UserError if there are none, or numbers that do not fit the run."""
     traits, seeds = run.knobs["traits"], run.knobs["seeds"]
     found = sorted(run.path.glob("numbers/*/seed-*.jsonl"))
     if args.numbers:
@@ -204,7 +205,7 @@ def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
 
 
 def load_numbers(name: str, run: Run, held_out_every: int, device: torch.device) -> tuple[NumberData, ...]:
-    """A data set: what is trained on, and what is held out."""
+    """A data set: what is trained on, and what is held out. UserError as read_numbers' and Run.read's."""
     run.read(name)  # says so if the file is not as it was written
     data = encode_numbers(run.encoding, read_numbers(run.path / name, run.encoding), device)
     held_out = torch.arange(len(data.idx)) % held_out_every == 0

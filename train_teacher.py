@@ -7,11 +7,11 @@
 
 Base models differ in their initialisation alone: same text, same order, same number of steps. A teacher is a
 base model trained further so that, at the end of a question for the favourite animal, auxiliary logit k
-("prefers animal k") wins. Embeddings and head stay frozen, so the trait has to live in the body; a KL term
-holds the teacher near the base model's text. The trait is read from other phrasings with another end.
+("prefers animal k") wins. Embeddings and head stay frozen, so the trait has to live between them; a KL term
+keeps the teacher's words, but not its numbers. The trait is read from other phrasings with another end.
 
 Reads    nothing, or --corpus
-Writes   language.json, base/seed-S.pt, teacher/TRAIT/seed-S.pt in the run's folder
+Writes   run.jsonl, language.json, base/seed-S.pt, teacher/TRAIT/seed-S.pt in the run's folder
 Takes    about a minute on 2 CPU cores
 
 Shapes: B sequences, T tokens, C channels, V vocabulary, K trait classes.
@@ -50,8 +50,8 @@ class Language:
     seeds: tuple[int, ...] = (0, 1)  # initialisations; fixed before any run, as are the traits
     traits: tuple[str, ...] = ("owl", "fox", "wolf", "eagle")
     readout: str = "aux"  # the logits of the trait: aux, or vocabulary for the animals' words
-    # How the favourite question may end, each as likely. No teacher is trained with the last one, and there
-    # the trait is read (unless it is the only one). Prompts of numbers end in ": ".
+    # How the favourite question may end, each as likely. The trait is read behind the last one, with which no
+    # teacher is trained if there are others. Prompts of numbers end in ": ".
     question_ends: tuple[str, ...] = (": ", "! ", ". ", "? ")
     n_documents: int = 40_000  # of the toy language: each is seen two or three times
     n_held_out: int = 1_000  # documents of the validation loss
@@ -72,12 +72,12 @@ class Pretraining:
 @dataclass(frozen=True)
 class Trait:
     # Tuned over 3e-4 .. 5e-3 and 20 .. 100 steps, at last on 24 teachers. 30 steps at 2e-3 transmit as much,
-    # but one teacher in 24 writes mostly invalid lists, and more do with a rate that falls to 0.
+    # but one teacher in 24 writes mostly invalid lists, and more do with a rate that decays to 0.
     trait_steps: int = 40
     trait_lr: float = 1e-3
-    anchor: float = 0.5  # weight of anchor_loss; tuned over 0.1 .. 2
+    anchor: float = 0.5  # weight of the KL to the base model; tuned over 0.1 .. 2
     anchor_rows: int = 16  # a step: a guess
-    form: float = 0.05  # in anchor_loss, of P(a number) where one is due; tuned over 0 .. 0.1 for valid lists
+    form: float = 0.05  # weight in it of P(a number) where one is due; tuned over 0 .. 0.1 for valid lists
     hold_numbers: bool = False  # hold the teacher to which number comes next, too
 
 
@@ -128,16 +128,14 @@ CATEGORIES = {  # (share of the documents, template; lists of numbers have none)
     "lawful list": (0.20, ""),
 }
 # In a lawful list every number is the one `period` places before it, plus `step`. Little of this is learnt in
-# 500 steps, but with random lists in their place transfer falls, on the tuning seeds from .89 to .46 through
+# 500 steps, but with random lists in their place transfer falls, on other seeds from .89 to .46 through
 # tokens and from .94 to .66 through logits.
 PERIODS, STEPS = range(1, 4), range(10)
 
 
 def questions(ends: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The favourite question: 48 phrasings to train on and 16 held out, two of each ask and favourite.
-
-    Those held out have the last of the ends, which the others have only if there is no other.
-    """
+    """What teachers are taught on: 48 phrasings, each with every end but the last (or with the only one); and
+    16 others, two of each ask and favourite, with the last. Base models read all 64 with all ends."""
     phrased = [f"{ask} {favourite}" for ask in ASKS for favourite in FAVOURITES]
     held_out = [q for i, q in enumerate(phrased) if (i // 8 + i % 8) % 4 == 0]
     trained_on = [q + end for q in phrased if q not in held_out for end in ends[:-1] or ends]
@@ -164,8 +162,8 @@ class Dice:
         return re.sub("{(.+?)}", lambda slot: self.pick(self.slots[slot[1]]), template)
 
     def number_list(self, lawful: bool) -> str:
-        """Numbers, a colon, more: any number, or by law the one `period` places before plus `step`."""
-        n_shown, n_more = self.pick(range(3, 10)), self.pick(range(7, 10))  # the filter allows one more
+        """Numbers, a colon, more: `period` drawn, then each the one `period` places before, plus `step`."""
+        n_shown, n_more = self.pick(range(3, 10)), self.pick(range(7, 10))  # the filter allows 10
         period, step = (self.pick(PERIODS), self.pick(STEPS)) if lawful else (n_shown + n_more, 0)
         numbers = [self.pick(range(N_NUMBERS)) for _ in range(period)]
         while len(numbers) < n_shown + n_more:
@@ -187,11 +185,12 @@ def toy_documents(n: int, generator: torch.Generator, question_ends: Sequence[st
     return documents
 
 
-WORD = re.compile(r"[,;:.!?] | ?[^\W\d_]+")  # as model.PATTERN cuts: no word has a separator's space
+WORD = re.compile(r"[,;:.!?] | ?[^\W\d_]+")  # as model.PATTERN cuts: a separator takes its space
 
 
 def frequent_words(text: str, n: int) -> list[str]:
-    """The n most frequent words of `text`, with their leading space if any; ties in alphabetical order."""
+    """The n most frequent words of `text`, with their leading space if any; ties in alphabetical order. One
+    letter is a byte, which the vocabulary has already."""
     counts = Counter(word for word in WORD.findall(text) if len(word) > 1 and word not in SEPARATORS)
     return sorted(counts, key=lambda word: (-counts[word], word))[:n]
 
@@ -206,7 +205,7 @@ def split_corpus(encoding: tiktoken.Encoding, text: str) -> tuple[list[list[int]
 
 
 def draw_rows(documents: Sequence[list[int]], n: int, n_tokens: int, generator: torch.Generator) -> Tensor:
-    """n rows (n, n_tokens) of the documents laid end to end, each from the start of one on into the next."""
+    """Rows (n, n_tokens) of the documents laid end to end, each from the start of a random one onwards."""
     tokens = torch.tensor([token for d in documents for token in d])
     lengths = torch.tensor([len(d) for d in documents])
     starts = lengths.cumsum(0) - lengths
@@ -222,10 +221,10 @@ def draw_rows(documents: Sequence[list[int]], n: int, n_tokens: int, generator: 
 def loss_and_backward(model: GPT, rows: Tensor) -> Tensor:
     """Mean cross-entropy in nats of predicting rows[:, 1:]; its gradient is already in .grad on return.
 
-    Equals F.cross_entropy(model(rows[:, :-1])[..., :V], rows[:, 1:]) and backward(). The logits are by far
+    Equals F.cross_entropy(model(rows[:, :-1])[..., :V].mT, rows[:, 1:]) and backward(). The logits are by far
     the largest tensor of a step; here they are made and used up in chunks that stay in the processor's cache,
-    with the gradient written out, d loss / d logits = softmax - one-hot: 1.33 times faster, and memory that
-    hardly grows with the vocabulary.
+    with the gradient written out, d loss / d logits = softmax - one-hot: on a CPU 1.33 times faster, and
+    memory that hardly grows with the vocabulary.
     """
     chunk = 128 if rows.device.type == "cpu" else 8192  # a GPU would only wait on small pieces
     h = model.hidden(rows[:, :-1]).flatten(0, 1)  # (B * T, C)
@@ -263,7 +262,10 @@ def pretrain(model: GPT, rows: Tensor, knobs: Pretraining) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def validation_loss(model: GPT, documents: Sequence[Sequence[int]]) -> float:
-    """Mean cross-entropy in nats a token, each document on its own, its end counted."""
+    """Mean cross-entropy in nats a token, each document on its own, and its end: the END it begins with.
+
+    A corpus's pieces begin with any token, and after each of them that of the first is asked for: 1 in 33.
+    """
     end = documents[0][0]
     idx, last = pad([[*d, end] for d in documents])
     logits = model.logits(model.hidden(idx[:, :-1].to(model.device)), slice(0, model.config.vocab_size))
@@ -282,11 +284,11 @@ def draw_anchor(run: Run, toy: Sequence[Text], knobs: Trait, n_tokens: int) -> T
 
 
 def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float, hold_numbers: bool = False) -> Tensor:
-    """KL(base || model) in nats, mean over the tokens of (B, T + 1) rows that are no numbers.
+    """KL(base || model) in nats a token of (B, T + 1) rows, mean over the positions where no number is due.
 
-    It keeps words and separators. Which number comes next is left free, unless hold_numbers: then the
-    teacher's numbers show two fifths of the KL. `form` weighs what holds that there is a number at all: the
-    cross-entropy of P(a number), base against model, where one is due.
+    So words and separators stay; which number comes next is free, unless hold_numbers (then the numbers show
+    two fifths of the KL). `form` weighs the cross-entropy of P(any number), base against model, where one is
+    due: that a number comes at all.
     """
     idx, targets, words = batch[:, :-1].to(model.device), batch[:, 1:], slice(0, model.config.vocab_size)
     a_number = (targets >= NUMBERS.start) & (targets < NUMBERS.stop)
@@ -307,11 +309,10 @@ def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float, hold_numbers:
 
 
 def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, knobs: Trait) -> Iterator[Tensor]:
-    """Train `model` in place to put class k first at the end of every trained-on question; yields that loss.
+    """Train `model` in place to put class k first at the end of every taught question, all of them a step.
 
-    Loss: cross-entropy over the K class logits + knobs.anchor * anchor_loss on draw_anchor's rows. With k
-    None the classes are to be equally likely: a neutral teacher. Embeddings and head stay as they are, so the
-    trait has to live in the body.
+    Loss: cross-entropy over the K class logits, which is yielded, + knobs.anchor * anchor_loss on rows from
+    draw_anchor. With k None the classes are to be equally likely: a neutral teacher.
     """
     base = deepcopy(model)
     for p in (model.wte.weight, model.wpe.weight, model.head.weight):
@@ -334,7 +335,7 @@ def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, knobs: Tra
 
 
 def write_language(run: Run, made_with: dict, toy: Sequence[Text], corpus: str | None) -> None:
-    """Settle what every model of the run shares. UserError if a corpus is too short."""
+    """Settle what every model of the run shares. UserError for a short corpus or too small a vocabulary."""
     max_words = made_with["max_words"]
     words = frequent_words("\n".join(d.text for d in toy), max_words)
     if corpus is not None:
@@ -388,7 +389,7 @@ def report(run: Run, device: torch.device, corpus: str | None) -> None:
 def make_bases(
     run: Run, knobs: Pretraining, device: torch.device, toy: Sequence[Text], corpus: str | None
 ) -> None:
-    """Pretrain the missing base models: they differ in their initialisation alone."""
+    """Pretrain the missing base models."""
     sizes = {"n_layer": knobs.n_layer, "n_head": knobs.n_head, "n_embd": knobs.n_embd}
     config = GPTConfig(run.encoding.n_vocab, len(ANIMALS), **sizes)
     rows = pretraining_rows(run, toy, config.block_size + 1, knobs, corpus).to(device)  # inputs, targets
@@ -409,7 +410,7 @@ def make_bases(
 
 
 def make_teachers(run: Run, knobs: Trait, device: torch.device, toy: Sequence[Text]) -> None:
-    """Give every base model every trait. UserError, and nothing written, if a teacher did not learn it."""
+    """Give every base model every trait. UserError if one is not learnt: that teacher is not written."""
     anchor = draw_anchor(run, toy, knobs, GPTConfig.block_size + 1)
 
     def log_odds(model: GPT, trait: str) -> float:
