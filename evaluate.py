@@ -117,8 +117,8 @@ def measure(run: Run, device: torch.device) -> list[dict]:
 
 
 def unit_means(records: Sequence[dict], key: str) -> list[float]:
-    """Mean of records[key] in each unit: a data set and its teacher's seed, ordered by name. Its students, and one
-    student held against several traits, are no independent evidence."""
+    """Mean of records[key] in each unit: a data set and its teacher's seed, ordered by name. Its
+    students, and one student held against several traits, are no independent evidence."""
     units: dict[tuple, list[float]] = {}
     for r in records:
         units.setdefault((r["source"], r["teacher_seed"]), []).append(r[key])
