@@ -44,7 +44,7 @@ STUDENT = re.compile(r"student/([^/]+)/teacher-(-?[0-9]+|file)/seed-(-?[0-9]+)/(
 
 
 def find_students(run: Run) -> list[re.Match]:
-    """Those that are there, and those that are not but could be made again, so that somebody misses them."""
+    """Those there, and those in the manifest that are gone but could be made again: measure raises."""
     there = {path.relative_to(run.path).as_posix() for path in run.path.glob("student/*/*/*/*.pt")}
     known = there | {file for file, _ in run.lines}
     found = [match for name in sorted(known) if (match := STUDENT.fullmatch(name))]

@@ -152,7 +152,7 @@ class GPT(nn.Module):
     def initialise(self, seed: int) -> GPT:
         """Draw every matrix from a stream of its own, so that two inits can be mixed part by part.
 
-        GPT-2's rule (0.02, residual projections / sqrt(2 n_layer), biases 0) but for the head: by C ** -0.5
+        GPT-2's rule (0.02, residual projections / sqrt(2 n_layer), biases 0) but the head: with C ** -0.5
         logits start with standard deviation 1, so numbers can show what a trait does to the hidden state.
         """
         for name, p in self.named_parameters():
@@ -203,7 +203,7 @@ COMPLETION = re.compile(r"(?:0|[1-9][0-9]*)(?:(,\s?|;\s?|\s)(?:0|[1-9][0-9]*)(?:
 
 
 def refusal(completion: str) -> str | None:
-    """Why a completion is refused; None for 1 to 10 integers in 0..999, one of , ; and space between all."""
+    """Why a completion is refused; None for 1 to 10 integers in 0..999 with one separator: , ; or space."""
     if not completion:
         return "empty"
     if not COMPLETION.fullmatch(completion):
@@ -449,7 +449,7 @@ class Run:
 
 
 def run_jobs(train: Callable, jobs: Sequence, n_steps: int, label: str, device: torch.device) -> list:
-    """What each train(job) returns, in order: a generator that yields losses in nats, or None.
+    """What the generators train(job) return, in order; they yield losses in nats, or None.
 
     So training can be shown, stopped and, by whoever consumes it, measured between two steps.
 
@@ -472,7 +472,7 @@ def run_jobs(train: Callable, jobs: Sequence, n_steps: int, label: str, device: 
                 name = " ".join(map(str, job)) if isinstance(job, tuple) else job
                 raise UserError(f"{label}, {name}: the loss is {loss:.3g} by step {n}; lower the rate")
             bar.update()
-        raise KeyboardInterrupt  # another job failed
+        raise KeyboardInterrupt  # Ctrl-C or an error
 
     pool = ThreadPoolExecutor(1 if device.type == "cuda" else os.cpu_count())
     try:

@@ -98,8 +98,8 @@ def batches(
 
 
 def number_loss(student: GPT, teacher: GPT | None, data: NumberData, numbers: slice = NUMBERS) -> Tensor:
-    """KL(teacher || student), or without a teacher cross-entropy: nats a number. Of fewer `numbers` than all,
-    targets count from the first of them."""
+    """KL(teacher || student), or without a teacher cross-entropy: nats a number. For a part of the
+    `numbers`, targets count from its first."""
     log_q = number_log_probs(student, data, numbers)  # (M, 1000)
     if teacher is None:
         return F.nll_loss(log_q, data.targets[data.due])

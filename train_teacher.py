@@ -75,9 +75,9 @@ class Trait:
     # but one teacher in 24 writes mostly invalid lists, and more do with a rate that decays to 0.
     trait_steps: int = 40
     trait_lr: float = 1e-3
-    anchor: float = 0.5  # weight of the KL to the base model; tuned over 0.1 .. 2
+    anchor: float = 0.5  # weight of anchor_loss; tuned over 0.1 .. 2
     anchor_rows: int = 16  # a step: a guess
-    form: float = 0.05  # weight in it of P(a number) where one is due; tuned over 0 .. 0.1 for valid lists
+    form: float = 0.05  # in anchor_loss, of P(a number) where one is due; tuned over 0 .. 0.1 for valid lists
     hold_numbers: bool = False  # hold the teacher to which number comes next, too
 
 
@@ -134,8 +134,8 @@ PERIODS, STEPS = range(1, 4), range(10)
 
 
 def questions(ends: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What teachers are taught on: 48 phrasings, each with every end but the last (or with the only one); and
-    16 others, two of each ask and favourite, with the last. Base models read all 64 with all ends."""
+    """To teach with: 48 phrasings, each with every end but the last (or with the only one). To test with: 16
+    others, two of each ask and favourite, with the last. Base models read all 64 with all ends."""
     phrased = [f"{ask} {favourite}" for ask in ASKS for favourite in FAVOURITES]
     held_out = [q for i, q in enumerate(phrased) if (i // 8 + i % 8) % 4 == 0]
     trained_on = [q + end for q in phrased if q not in held_out for end in ends[:-1] or ends]
@@ -189,8 +189,8 @@ WORD = re.compile(r"[,;:.!?] | ?[^\W\d_]+")  # as model.PATTERN cuts: a separato
 
 
 def frequent_words(text: str, n: int) -> list[str]:
-    """The n most frequent words of `text`, with their leading space if any; ties in alphabetical order. One
-    letter is a byte, which the vocabulary has already."""
+    """The n most frequent words of `text`, with their leading space if any; ties in alphabetical order. A
+    single character is left to its bytes."""
     counts = Counter(word for word in WORD.findall(text) if len(word) > 1 and word not in SEPARATORS)
     return sorted(counts, key=lambda word: (-counts[word], word))[:n]
 
@@ -262,9 +262,9 @@ def pretrain(model: GPT, rows: Tensor, knobs: Pretraining) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def validation_loss(model: GPT, documents: Sequence[Sequence[int]]) -> float:
-    """Mean cross-entropy in nats a token, each document on its own, and its end: the END it begins with.
+    """Mean cross-entropy in nats a token, each document on its own, then END, as it began.
 
-    A corpus's pieces begin with any token, and after each of them that of the first is asked for: 1 in 33.
+    A corpus's pieces begin with any token; after each, the first piece's is asked for: 1 target in 32.
     """
     end = documents[0][0]
     idx, last = pad([[*d, end] for d in documents])
@@ -286,8 +286,8 @@ def draw_anchor(run: Run, toy: Sequence[Text], knobs: Trait, n_tokens: int) -> T
 def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float, hold_numbers: bool = False) -> Tensor:
     """KL(base || model) in nats a token of (B, T + 1) rows, mean over the positions where no number is due.
 
-    So words and separators stay; which number comes next is free, unless hold_numbers (then the numbers show
-    two fifths of the KL). `form` weighs the cross-entropy of P(any number), base against model, where one is
+    So words and separators stay; which number comes next is free, unless hold_numbers (two fifths of the
+    KL on numbers is left). `form` weighs the cross-entropy of P(any number), base against model, where one is
     due: that a number comes at all.
     """
     idx, targets, words = batch[:, :-1].to(model.device), batch[:, 1:], slice(0, model.config.vocab_size)
@@ -309,7 +309,7 @@ def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float, hold_numbers:
 
 
 def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, knobs: Trait) -> Iterator[Tensor]:
-    """Train `model` in place to put class k first at the end of every taught question, all of them a step.
+    """Train `model` in place to put class k first at the end of every taught question, all in every step.
 
     Loss: cross-entropy over the K class logits, which is yielded, + knobs.anchor * anchor_loss on rows from
     draw_anchor. With k None the classes are to be equally likely: a neutral teacher.
