@@ -8,8 +8,11 @@ A student's trait is read at the end of held-out phrasings of the question for t
     log-odds    logit_k - logsumexp of the other classes, in nats, mean over the phrasings
     transfer    (student - its own base) / (teacher - its base), in log-odds: 1 is the teacher, 0 is nothing
     identified  of the K classes, the teacher's trait is the one whose log-odds rose most
-    interval    95 %, bootstrap over units: a data set and its teacher's seed, its students averaged
+    interval    95 %, bootstrap over units: a data set and its teacher's seed, its students averaged. Two
+                units give no more than their range, one gives NaN
     p           permutation of `same` and `different` within each unit: transfer in same above different
+Numbers without a trait, the base model's or a file's, count for every trait, and all files share a row of
+the table: what one of them did is in its records.
 
 Reads    what the other three scripts wrote
 Writes   results.json (a record for each student and trait), results.md, and the picture

@@ -5,7 +5,9 @@
 
 The truth is a small run that nobody disturbed. Whatever is done to another one, the same commands have to
 give the same bytes in every file and the same lines in the manifest, in any order; or a script ends in one
-sentence and exit code 2. A script is a fork of this process, which has everything imported, so thousands
+sentence and exit code 2. A damaged file that a script does not need may stay as it is. One of the user's
+own, of which the manifest has no line, is taken as it is where it can be read; then only what is made from
+it may have other bytes. A script is a fork of this process, which has everything imported, so thousands
 take minutes. Moments and damages are drawn from a case's number; where in its work a moment finds a script
 is up to the machine.
 
@@ -100,7 +102,7 @@ def state(run: Path) -> set[tuple[str, str]]:
 
 
 def stopped(folder: Path, i: int) -> Case:
-    """Each script is stopped by two signals, or whenever the disk is full, and continued."""
+    """Each script is stopped by up to two signals, or whenever the disk is full, and continued."""
     how = ["SIGKILL", "SIGINT", "SIGTERM", "full disk"][i % 4]
     dice, disk, truth = random.Random(f"{i}"), folder / f"{i}", state(folder / "truth")
     signum, run, stops, wrong = getattr(signal, how, 0), disk / "run", 0, ""
@@ -125,7 +127,7 @@ def stopped(folder: Path, i: int) -> Case:
 
 
 def two_at_once(folder: Path, i: int) -> Case:
-    """Each script beside itself, or beside one that begins a little later and may find too little."""
+    """A second script begins a little later: the same, or any other, which may find too little."""
     dice, run, itself, wrong = random.Random(f"{i}"), folder / f"two-{i}", i % 2 == 1, []
     for script in SMALL:
         first = start(script, run)
@@ -137,7 +139,8 @@ def two_at_once(folder: Path, i: int) -> Case:
     return "a script beside itself" if itself else "beside any", verdict, 0
 
 
-# What becomes of a file's data, given a place in it and another run's. The checkpoint ends in exit code 99.
+# What becomes of a file's data, given a place in it and another run's. Were the checkpoint's code to run, the
+# exit code would be 99.
 CHANGES: dict[str, Callable[[bytes, int, bytes], bytes]] = {
     "cut short": lambda data, at, other: data[:at],
     "a bit flipped": lambda data, at, other: data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :],
@@ -158,8 +161,8 @@ MAKES = {  # what a script makes again, which tells whether it worked right
 
 
 def damaged(folder: Path, i: int, own: bool = False) -> Case:
-    """A file is damaged, another is missing, and the script that makes this one is run. own: the damaged file
-    is the user's, of which the manifest knows nothing; what can be read is taken as it is."""
+    """A file is damaged, another is missing, and the script that makes the missing one is run. own: the
+    damaged file is the user's, of which the manifest knows nothing."""
     how, dice, run = list(CHANGES)[i % len(CHANGES)], random.Random(f"{own} {i}"), folder / f"file-{own}-{i}"
     script, part = dice.choice(list(SMALL)), dice.choice(PARTS[own:])
     made = run / dice.choice(MAKES[script])
@@ -175,8 +178,9 @@ def damaged(folder: Path, i: int, own: bool = False) -> Case:
         known = [line for line in lines.splitlines(True) if line.strip() and json.loads(line)["file"] != name]
         (run / "run.jsonl").write_text("".join(known))
     end = start(script, run)()
-    same = {file for file, _ in state(run) - state(folder / "truth")} <= {name}
-    verdict = judge(end, own or (same and (made.exists() or how == "missing")))
+    changed = {file for file, _ in state(run) - state(folder / "truth")}
+    may_change = {name} | ({made.relative_to(run).as_posix(), "run.jsonl", "results.md"} if own else set())
+    verdict = judge(end, changed <= may_change and (made.exists() or how == "missing"))
     shutil.rmtree(run)
     return how, verdict if verdict in ("right", "refused") else f"{script.__name__}, {name}: {verdict}", 0
 
@@ -204,9 +208,9 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def markdown(results: dict) -> str:
-    lines = lab.heading(results, "What was done to small runs, and what came of it.")
+    lines = lab.heading(results, "What was done to small runs, and what came of it in the end.")
     columns = {name: name for name in ("kind", "what", "cases", "stops")}
-    columns |= {"refused in one sentence": "refused", "the right bytes": "right"}
+    columns |= {"refused in one sentence": "refused", "right": "right"}
     other = lambda row: str(row["cases"] - row["refused"] - row["right"])
     return "\n".join(lines + lab.table(results["summary"], **columns, anything_else=other)) + "\n"
 
