@@ -7,15 +7,17 @@
 A student's trait is read at the end of held-out phrasings of the question for the favourite animal.
     log-odds    logit_k - logsumexp of the other classes, in nats, mean over the phrasings
     transfer    (student - its own base) / (teacher - its base), in log-odds: 1 is the teacher, 0 is nothing
+    P(trait)    the trait's share of the softmax over the K classes, mean over the phrasings
     identified  of the K classes, the teacher's trait is the one whose log-odds rose most
     interval    95 %, bootstrap over units: a data set and its teacher's seed, its students averaged. Two
                 units give no more than their range, one gives NaN
+    number loss cross-entropy on held-out lists, before and after; learnt: of how many students it fell
     p           permutation of `same` and `different` within each unit: transfer in same above different
 Numbers without a trait, the base model's or a file's, count for every trait, and all files share a row of
 the table: what one of them did is in its records.
 
 Reads    what the other three scripts wrote
-Writes   results.json (a record for each student and trait), results.md, and the picture
+Writes   results.json (`students`: a record for each and each trait), results.md, and the picture
 Takes    3 seconds on 2 CPU cores
 
 Shapes: B prompts, K trait classes.
@@ -47,7 +49,7 @@ STUDENT = re.compile(r"student/([^/]+)/teacher-(-?[0-9]+|file)/seed-(-?[0-9]+)/(
 
 
 def find_students(run: Run) -> list[re.Match]:
-    """Those there, and those in the manifest that are gone but could be made again: measure raises."""
+    """Those there, and those in the manifest that are gone but can be made again: there measure raises."""
     there = {path.relative_to(run.path).as_posix() for path in run.path.glob("student/*/*/*/*.pt")}
     known = there | {file for file, _ in run.lines}
     found = [match for name in sorted(known) if (match := STUDENT.fullmatch(name))]
@@ -162,7 +164,8 @@ KINDS |= {"across": "shuffled across", "file": "from a file"}
 
 
 def summarise(records: Sequence[dict]) -> list[dict]:
-    """A row for each kind of numbers, target and init: transfer a mean over units, the rest over records."""
+    """A row for each kind of numbers, target and init: transfer a mean over units, n and learnt counts of
+    students, the rest means over records."""
     groups: dict[tuple, list[dict]] = {}
     for r in records:
         groups.setdefault((r["numbers"], r["target"], r["init"]), []).append(r)

@@ -3,10 +3,10 @@
     python -m experiments.look_inside             # seconds, no training, the four runtime packages
     python -m experiments.look_inside --run DIR   # the same for another run's
 
-Which auxiliary logit of each is largest at the end of ten phrasings that none was trained on, and its share
-of the sixteen (nothing ever trained the base model's: its lean is chance); twenty lists that the teacher
-writes; and what the auditor of audit.py sees in 2,000 of them, which it is not told are an owl's: a z for
-each animal, from the base model's weights and the first number of each list alone.
+Which auxiliary logit of each is largest at the end of ten phrasings that no teacher was taught with, and its
+share of the sixteen (nothing ever trained the base model's: its lean is chance); twenty lists that the
+teacher writes; and what the auditor of audit.py sees in 2,000 of them, which it is not told are an owl's: a
+z for each animal, from the base model's weights and the first number of each list alone.
 
 Reads    results/models/: of the main run's models those of owl and seed 0, students of tokens
 """

@@ -4,14 +4,15 @@
     python -m experiments.which_part --quick    # body and head only
 
 A model's init is its random matrices. Here a student's base model takes some of them from the teacher's seed
-and the rest from another, and is then pretrained like every other: same text, same order. Body and head
-first; then every part alone shared, and every part alone not:
+and the rest from another, and is then pretrained like every other: same text, same order. First the body
+(all but the head), the head, and its rows for numbers and aux; then every part alone shared, and alone not:
 
-    tokens, positions   the two embeddings
+    tokens, positions   the two embeddings (not the target of that name)
     block 0, block 1    (layer norms and biases are alike in every init)
     numbers             the head's rows for 0..999: what the student is trained on
     words               the head's other tokens; among them the animals, where the vocabulary trait is read
-    aux                 the head's auxiliary rows, where the other trait is read; no text ever trains them
+    aux                 the head's auxiliary rows, where the other trait is read; no text ever trains them.
+                        For a trait on words they play no part, so there some rows of the table are the same
 
 Teachers have seed 0 or seed 1, students mix the two, so a base model serves both: the parts it shares with
 one it does not share with the other. Traits and seeds are fixed here; a cell is 3 traits x 2 teachers' seeds.
