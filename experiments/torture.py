@@ -90,13 +90,14 @@ def judge(end: Ended, right: bool = True) -> str:
 
 
 def state(run: Path) -> set[tuple[str, str]]:
-    """What a run holds: every file by name and content, and of the manifest every whole line."""
+    """What a run holds: every file by name and content, and of the manifest every line that counts."""
     held = set()
     for path in run.rglob("*"):
         if path.is_file() and path.suffix != ".part":
             parts = [path.read_bytes()]
             if path.name == "run.jsonl":
-                parts = [line for line in parts[0].splitlines() if line[-27:].startswith(b'"line": "')]
+                cut = [line.rpartition(b', "line": ') for line in parts[0].splitlines()]
+                parts = [body for body, _, end in cut if end == f'"{digest(body)}"}}'.encode()]
             held |= {(path.relative_to(run).as_posix(), digest(part)) for part in parts}
     return held
 
@@ -119,7 +120,8 @@ def stopped(folder: Path, i: int) -> Case:
                 right = judge(end) == "refused" and f"error: {run}" in end[1] and "No space" in end[1]
                 size = shutil.disk_usage(disk).used // 1024 + dice.choice([0, 40, 400, 4000])
                 mount("-o", f"remount,size={size}k")
-            wrong = "" if right and state(run) <= truth else f"{script.__name__}: {end}"
+            odd = sorted(file for file, _ in state(run) - truth)
+            wrong = "" if right and not odd else f"{script.__name__}: {end}, not as undisturbed: {odd}"
     verdict = wrong or ("right" if state(run) == truth else "other bytes")
     if not signum:
         subprocess.run(["umount", disk], check=True)
