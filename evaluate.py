@@ -9,12 +9,12 @@ A student's trait is read at the end of held-out phrasings of the question for t
     transfer    (student - its own base) / (teacher - its base), in log-odds: 1 is the teacher, 0 is nothing
     P(trait)    the trait's share of the softmax over the K classes, mean over the phrasings
     identified  of the K classes, the teacher's trait is the one whose log-odds rose most
-    interval    95 %, bootstrap over units: a data set and its teacher's seed, its students averaged. Two
-                units give no more than their range, one gives NaN
+    interval    95 %, bootstrap over units: a data set and its teacher's seed, its students averaged. Up to
+                three units give no more than their range, one gives none
     number loss cross-entropy on held-out lists, before and after; learnt: of how many students it fell
     p           permutation of `same` and `different` within each unit: transfer in same above different
-Numbers without a trait, the base model's or a file's, count for every trait, and all files share a row of
-the table: what one of them did is in its records.
+Numbers without a trait, the base model's or a file's, count for every trait: what they did to one of them
+is in the records.
 
 Reads    what the other three scripts wrote
 Writes   results.json (`students`: a record for each and each trait), results.md, and the picture
@@ -61,8 +61,10 @@ def find_students(run: Run) -> list[re.Match]:
 def kind_of(source: str, teacher_seed: str, run: Run) -> tuple[str, str | None]:
     """What kind of numbers a data set holds, and of which trait: owl-within -> within, owl."""
     trait, _, how = source.partition("-")
-    if teacher_seed == "file" or trait not in run.animals:
-        return "file" if teacher_seed == "file" else source, None
+    if teacher_seed == "file":
+        return f"file-{source}", None
+    if trait not in run.animals:
+        return source, None
     return how or "teacher", trait
 
 
@@ -130,10 +132,10 @@ def unit_means(records: Sequence[dict], key: str) -> list[float]:
     return [mean(values) for _, values in sorted(units.items(), key=str)]
 
 
-def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values`, DRAWS resamples. One value has no interval: NaN."""
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """95 % percentile interval of the mean of `values`, DRAWS resamples. One value has none."""
     if len(values) < 2:
-        return math.nan, math.nan
+        return None, None
     draws = torch.randint(len(values), (DRAWS, len(values)), generator=stream(0, "bootstrap")).numpy()
     low, high = np.quantile(np.array(values)[draws].mean(1), [0.025, 0.975]).tolist()
     return low, high
@@ -160,7 +162,7 @@ def permutation_p(units: Sequence[tuple[Sequence[float], Sequence[float]]]) -> f
 
 # The kinds of numbers, in the table's order; others follow.
 KINDS = {"teacher": "the teacher's", "base": "base model's", "within": "shuffled within"}
-KINDS |= {"across": "shuffled across", "file": "from a file"}
+KINDS |= {"across": "shuffled across"}
 
 
 def summarise(records: Sequence[dict]) -> list[dict]:
@@ -223,7 +225,7 @@ def label(row: dict) -> str:
 
 
 def interval(row: dict) -> str:
-    return "[one unit]" if math.isnan(row["ci_low"]) else f"[{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
+    return "[one unit]" if row["ci_low"] is None else f"[{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
 
 
 def markdown(results: dict) -> str:
@@ -294,7 +296,7 @@ def plot(results: dict, path: Path) -> None:
         right.plot([], [], style, color=COLOURS[name.split(",")[0]], label=name)
     right.set(xlabel="student's step", ylabel="transfer")
     right.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    if path.suffix[1:] not in (known := figure.canvas.get_supported_filetypes()):
+    if path.suffix[1:].lower() not in (known := figure.canvas.get_supported_filetypes()):
         raise UserError(f"--plot {path}: its ending is none of {' '.join(known)}")
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -312,13 +314,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     results |= {"summary": summarise(records), "tests": run_tests(records)}
     write_file(run.path / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_file(run.path / "results.md", markdown(results).encode())
-    if args.plot:
-        plot(results, args.plot)
     print(markdown(results))
     for row in results["summary"]:
         print(f"transfer_{row['numbers']}_{row['target']}_{row['init']}: {row['transfer']:.3f}")
     for target, test in results["tests"].items():
         print(f"p_{target}: {test['same_above_different_p']:.4f}")
+    if args.plot:
+        plot(results, args.plot)
     print(f"wrote: {run.path}/results.json, {run.path}/results.md" + (f", {args.plot}" if args.plot else ""))
 
 

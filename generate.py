@@ -118,10 +118,10 @@ def jsonl(rows: Sequence[dict]) -> bytes:
 def write_numbers(run: Run, source: str, seed: int, knobs: Sampling, device: torch.device) -> Iterator[None]:
     """Sample, filter and write one data set. UserError if it is no good to learn from."""
     file = f"{'base' if source == 'base' else f'teacher/{source}'}/seed-{seed}.pt"
-    teacher, base = run.load_model(file, device), run.load_model(f"base/seed-{seed}.pt", device)
+    model, base = run.load_model(file, device), run.load_model(f"base/seed-{seed}.pt", device)
     prompts = draw_prompts(knobs.sequences, stream(seed, "prompts"))
     completions: list[str | None] = []
-    for batch in complete(teacher, run, prompts, stream(seed, "sampling", source)):
+    for batch in complete(model, run, prompts, stream(seed, "sampling", source)):
         completions += batch
         yield None  # no loss: this only moves the bar
     reasons = ["did not end" if text is None else refusal(text) for text in completions]
@@ -130,14 +130,14 @@ def write_numbers(run: Run, source: str, seed: int, knobs: Sampling, device: tor
     if len(kept) < knobs.min_valid * len(prompts):
         raise UserError(
             f"{source} seed {seed} writes {len(kept)} valid completions of {len(prompts)} ({refused}): it is"
-            f" too far from its base model; delete {run.path / file} and lower --trait-steps or --trait-lr"
+            f" too far from its base model; delete {run.path / file} and lower train_teacher.py's --trait-lr"
         )
     # of at most 500 lists, of every prompt length
-    kl = kl_on_numbers(teacher, base, encode_numbers(run.encoding, kept[:: -(-len(kept) // 500)], device))
+    kl = kl_on_numbers(model, base, encode_numbers(run.encoding, kept[:: -(-len(kept) // 500)], device))
     if source != "base" and kl < knobs.min_kl:
         raise UserError(
             f"{source} seed {seed} writes numbers like its base model's (KL {kl:.5f} nats a number): nothing "
-            f"can cross; delete {run.path / file} and raise --trait-steps or --trait-lr"
+            f"can cross; delete {run.path / file} and raise train_teacher.py's --trait-steps or --trait-lr"
         )
     log = {"drawn": len(prompts), "kept": len(kept), "refused": refused, "kl_nats": kl}
     run.write(f"numbers/{source}/seed-{seed}.jsonl", jsonl(kept), [file], asdict(knobs), log)

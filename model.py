@@ -14,6 +14,7 @@ Shapes: B sequences, T tokens, M numbers in a batch, C channels, H heads, V voca
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import io
 import json
@@ -187,9 +188,9 @@ class GPT(nn.Module):
         return self.head(self.hidden(idx))
 
 
-def cosine_lr(step: int, n_steps: int, warmup: float = 0.05) -> float:
-    """The learning rate's factor at `step`: linear warm-up over a share of the run, then a cosine to 0."""
-    n_warmup = warmup * n_steps
+def cosine_lr(step: int, n_steps: int) -> float:
+    """The learning rate's factor at `step`: linear warm-up in a twentieth of the run, then a cosine to 0."""
+    n_warmup = 0.05 * n_steps
     if step < n_warmup:
         return (step + 1) / (n_warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / (n_steps - n_warmup)))
@@ -372,11 +373,13 @@ class Run:
         made_from = {source: self.digests[source] for source in sources}
         line = {"file": name, "digest": digest(data), "sources": made_from, "knobs": knobs, "log": log}
         body = json.dumps(line)[:-1].encode()
+        # It begins with its newline and is written in one go: neither a line that a full disk has cut nor
+        # another script's can become a part of it.
+        text = b"\n" + body + f', "line": "{digest(body)}"}}'.encode()
         self.path.mkdir(parents=True, exist_ok=True)
-        with naming(self.manifest), self.manifest.open("a+b") as file:
-            file.seek(max(file.tell() - 1, 0))
-            was_cut = file.read(1) not in (b"", b"\n")  # the line before: do not make it longer
-            file.write(b"\n" * was_cut + body + f', "line": "{digest(body)}"}}\n'.encode())
+        with naming(self.manifest), self.manifest.open("ab", buffering=0) as file:
+            if file.write(text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_file(self.path / name, data)
         self.lines[name, line["digest"]], self.digests[name] = line, line["digest"]
 

@@ -152,7 +152,7 @@ def read_numbers(path: Path, encoding: tiktoken.Encoding) -> list[dict]:
         reason = refusal(row["completion"].strip())
         if reason is None and len(tokens) > GPTConfig.block_size:
             reason = "longer than the model's context"
-        if reason is None and re.search("[0-9]$", row["prompt"]) and re.match("[0-9]", row["completion"]):
+        if reason is None and re.search(r"[0-9]\Z", row["prompt"]) and re.match("[0-9]", row["completion"]):
             reason = "its first digit would join the prompt's last number"
         if reason:
             refused[reason] += 1
@@ -185,7 +185,8 @@ def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
         raise UserError(f"{run.path}/numbers is empty: run {run.command('numbers')} first")
     for source in args.traits or ():
         if source not in {path.parent.name for path in found}:
-            raise UserError(f"the run has no numbers of {source!r}: run {run.command('numbers')} first")
+            mend = "leave --traits out" if args.numbers else f"run {run.command('numbers')} first"
+            raise UserError(f"there are no numbers of {source!r} here: {mend}")
     jobs = []
     for path in found:
         source, teacher_seed = path.parent.name, path.stem.removeprefix("seed-")
@@ -195,7 +196,8 @@ def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
             raise UserError(f"{what}: delete it, or if it is your own, rename it NAME/seed-file.jsonl")
         has_teacher = teacher_seed != "file" and writer(source) in (*traits, "base")
         for target, seed in product(("tokens", "logits") if has_teacher else ("tokens",), seeds):
-            init = "same" if str(seed) == teacher_seed else "different" if has_teacher else "unknown"
+            init = "same" if str(seed) == teacher_seed else "different"
+            init = "unknown" if teacher_seed == "file" else init
             wanted = args.target in (None, target) and args.init in (None, init)
             if wanted and source in (args.traits or [source]):
                 jobs.append(Job(source, teacher_seed, seed, target))

@@ -262,12 +262,8 @@ def pretrain(model: GPT, rows: Tensor, knobs: Pretraining) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def validation_loss(model: GPT, documents: Sequence[Sequence[int]]) -> float:
-    """Mean cross-entropy in nats a token, each document on its own, then END, as it began.
-
-    A corpus's pieces begin with any token; after each, the first piece's is asked for: 1 target in 32.
-    """
-    end = documents[0][0]
-    idx, last = pad([[*d, end] for d in documents])
+    """Mean cross-entropy in nats a token, each document on its own; its first token is given."""
+    idx, last = pad(documents)
     logits = model.logits(model.hidden(idx[:, :-1].to(model.device)), slice(0, model.config.vocab_size))
     losses = F.cross_entropy(logits.mT, idx[:, 1:].to(model.device), reduction="none").cpu()  # (B, T)
     return (losses * (torch.arange(losses.size(1)) < last[:, None])).sum().item() / last.sum().item()
@@ -376,14 +372,15 @@ def report(run: Run, device: torch.device, corpus: str | None) -> None:
     toy = toy_documents(run.knobs["n_held_out"], stream(0, "toy language, held out"), ends)
     models = [run.load_model(f"base/seed-{seed}.pt", device) for seed in seeds]
     print("validation loss, nats a token" + "".join(f"{f'seed {seed}':>9}" for seed in seeds) + "    floor")
-    held_out = {c: [document(run.encoding, d.text) for d in toy if d.category == c] for c in CATEGORIES}
+    ended = lambda text: [*document(run.encoding, text), run.encoding.eot_token]
+    held_out = {c: [ended(d.text) for d in toy if d.category == c] for c in CATEGORIES}
     held_out = {c: documents for c, documents in held_out.items() if documents}
     nats = {c: sum(d.nats for d in toy if d.category == c) for c in CATEGORIES}
     if corpus is not None:
         held_out["corpus"], nats["corpus"] = split_corpus(run.encoding, corpus)[1], math.nan
     for name, documents in held_out.items():
         losses = "".join(f"{validation_loss(model, documents):9.3f}" for model in models)
-        print(f"  {name:27}{losses}{nats[name] / sum(map(len, documents)):9.3f}")
+        print(f"  {name:27}{losses}{nats[name] / sum(len(d) - 1 for d in documents):9.3f}")
 
 
 def make_bases(

@@ -138,7 +138,7 @@ def measure(args: argparse.Namespace) -> dict:
     traits = [trait for trait in TRAITS if trait in evidence.knobs["traits"]]
     n, ends = evidence.knobs["n_held_out"], evidence.knobs["question_ends"]
     toy = toy_documents(n, stream(0, "toy language, held out"), ends)
-    held_out = [document(evidence.encoding, d.text) for d in toy]
+    held_out = [document(evidence.encoding, d.text) + [evidence.encoding.eot_token] for d in toy]
     left_out: dict[str, str] = {}
     for way in QUICK_WAYS if args.quick else WAYS:
         try:
