@@ -20,7 +20,7 @@ Reads    what the other three scripts wrote
 Writes   results.json (`students`: a record for each and each trait), results.md, and the picture
 Takes    3 seconds on 2 CPU cores
 
-Shapes: B prompts, K trait classes.
+Shapes: K trait classes.
 """
 
 from __future__ import annotations
@@ -258,6 +258,8 @@ COLOURS = {"same": "#c1440e", "different": "#27628f", "unknown": "#777777"}
 
 def plot(results: dict, path: Path) -> None:
     """P(trait), transfer, and transfer while training: a dot or line a record. Needs matplotlib."""
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--plot {path}: its ending is none of .png .pdf .svg")
     try:
         import matplotlib
     except ImportError:
@@ -296,8 +298,6 @@ def plot(results: dict, path: Path) -> None:
         right.plot([], [], style, color=COLOURS[name.split(",")[0]], label=name)
     right.set(xlabel="student's step", ylabel="transfer")
     right.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    if path.suffix[1:].lower() not in (known := figure.canvas.get_supported_filetypes()):
-        raise UserError(f"--plot {path}: its ending is none of {' '.join(known)}")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

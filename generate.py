@@ -19,6 +19,7 @@ Shapes: B sequences, T tokens, V vocabulary, M numbers.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -102,12 +103,12 @@ def kl_on_numbers(p: GPT, q: GPT, data: NumberData) -> float:
 def shuffle(rows: Sequence[dict], how: str, generator: torch.Generator) -> list[dict]:
     """The completions' numbers in random order, `within` each or `across` all; lengths are kept."""
     lists = [re.findall(r"[0-9]+", row["completion"]) for row in rows]
+    mixed = lambda numbers: [numbers[i] for i in torch.randperm(len(numbers), generator=generator).tolist()]
     if how == "across":
-        pool = [n for numbers in lists for n in numbers]
-        mixed = iter(torch.randperm(len(pool), generator=generator).tolist())
-        lists = [[pool[next(mixed)] for _ in numbers] for numbers in lists]
+        pool = iter(mixed([n for numbers in lists for n in numbers]))
+        lists = [[next(pool) for _ in numbers] for numbers in lists]
     else:
-        lists = [[n[i] for i in torch.randperm(len(n), generator=generator).tolist()] for n in lists]
+        lists = [mixed(numbers) for numbers in lists]
     return [{"prompt": row["prompt"], "completion": ", ".join(numbers)} for row, numbers in zip(rows, lists)]
 
 
@@ -127,13 +128,14 @@ def write_numbers(run: Run, source: str, seed: int, knobs: Sampling, device: tor
     reasons = ["did not end" if text is None else refusal(text) for text in completions]
     kept = [{"prompt": p, "completion": c} for p, c, why in zip(prompts, completions, reasons) if why is None]
     refused = dict(Counter(reason for reason in reasons if reason).most_common())
-    if len(kept) < knobs.min_valid * len(prompts):
-        raise UserError(
-            f"{source} seed {seed} writes {len(kept)} valid completions of {len(prompts)} ({refused}): it is"
-            f" too far from its base model; delete {run.path / file} and lower train_teacher.py's --trait-lr"
-        )
-    # of at most 500 lists, of every prompt length
-    kl = kl_on_numbers(model, base, encode_numbers(run.encoding, kept[:: -(-len(kept) // 500)], device))
+    if len(kept) < max(2, knobs.min_valid * len(prompts)):
+        why, mend = "it is too far from its base model", "lower train_teacher.py's --trait-lr"
+        if source == "base":
+            why, mend = "it knows too little of lists", "raise train_teacher.py's --pretrain-steps"
+        what = f"{source} seed {seed} writes {len(kept)} valid completions of {len(prompts)} ({refused})"
+        raise UserError(f"{what}: {why}; delete {run.path / file} and {mend}")
+    some = kept[:: math.ceil(len(kept) / 500)]  # at most 500, of every prompt length
+    kl = kl_on_numbers(model, base, encode_numbers(run.encoding, some, device))
     if source != "base" and kl < knobs.min_kl:
         raise UserError(
             f"{source} seed {seed} writes numbers like its base model's (KL {kl:.5f} nats a number): nothing "
@@ -144,11 +146,15 @@ def write_numbers(run: Run, source: str, seed: int, knobs: Sampling, device: tor
 
 
 def write_shuffled(run: Run, trait: str, seed: int, how: str) -> None:
-    """A copy of a finished data set with its numbers in random order."""
+    """A copy of a finished data set with its numbers in random order. UserError if it is none."""
     name = f"numbers/{trait}/seed-{seed}.jsonl"
-    rows = [json.loads(line) for line in run.read(name).splitlines()]
-    mixed = shuffle(rows, how, stream(seed, "shuffle", trait, how))
-    run.write(f"numbers/{trait}-{how}/seed-{seed}.jsonl", jsonl(mixed), [name], None)
+    data = run.read(name)
+    try:
+        rows = [json.loads(line) for line in data.splitlines() if line.strip()]
+        mixed = shuffle(rows, how, stream(seed, "shuffle", trait, how))
+    except (ValueError, KeyError, TypeError, RecursionError):  # it may be the user's own
+        raise run.again(name, "is no list of prompts and completions") from None
+    run.write(f"numbers/{trait}-{how}/seed-{seed}.jsonl", jsonl(mixed), [name], knobs=None)
 
 
 def describe(run: Run, source: str, seed: int) -> str:
@@ -178,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     traits = [] if args.who == "base" else args.traits or run.knobs["traits"]
     sources = [f"{trait}-{args.shuffle}" for trait in traits] if args.shuffle else list(traits)
     sources += ["base"] if not args.shuffle and args.who != "teacher" else []
-    jobs = [(source, seed) for source in sources for seed in run.knobs["seeds"]]
+    jobs = [(source, seed) for source in dict.fromkeys(sources) for seed in run.knobs["seeds"]]
+    if not jobs:
+        raise UserError("--shuffle is for what teachers wrote, not for --from base")
     made_with = {} if args.shuffle else asdict(knobs)
     missing = [job for job in jobs if not run.finished("numbers/{}/seed-{}.jsonl".format(*job), made_with)]
     print(f"numbers: {len(jobs)} data sets, {len(missing)} to make", flush=True)
@@ -186,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for source, seed in missing:
             write_shuffled(run, source.removesuffix(f"-{args.shuffle}"), seed, args.shuffle)
     else:
-        n_batches = len(SHOWN) * -(-knobs.sequences // (len(SHOWN) * ROWS_AT_ONCE))
+        n_batches = len(SHOWN) * math.ceil(knobs.sequences / len(SHOWN) / ROWS_AT_ONCE)  # for the bar
         work = lambda job: write_numbers(run, job[0], job[1], knobs, args.device)
         run_jobs(work, missing, n_batches, "sampling", args.device)
     for job in jobs:

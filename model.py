@@ -328,6 +328,14 @@ def write_file(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def whole_lines(manifest: bytes) -> Iterator[bytes]:
+    """Those that have their own digest at the end, and so are neither cut nor changed."""
+    for line in manifest.splitlines():
+        body, _, end = line.rpartition(b', "line": ')
+        if end == f'"{digest(body)}"}}'.encode():
+            yield line
+
+
 class Run:
     """A run's folder: files that are made once, and a line for each in the manifest run.jsonl.
 
@@ -391,14 +399,12 @@ class Run:
         data = path.read_bytes()
         key = name, digest(data)
         if key not in self.lines and self.manifest.exists():
-            for text in self.manifest.read_bytes().splitlines():
-                body, _, end = text.rpartition(b', "line": ')
-                if end == f'"{digest(body)}"}}'.encode():
-                    line = json.loads(text)
-                    self.lines[line["file"], line["digest"]] = line
+            for line in map(json.loads, whole_lines(self.manifest.read_bytes())):
+                self.lines[line["file"], line["digest"]] = line
             if key not in self.lines and name in {file for file, _ in list(self.lines)}:
-                own = f"; if it is your own, delete its lines in {self.manifest}" * (name != "language.json")
-                raise self.again(name, "is damaged, or another one by now", own)
+                own = f"; if it is your own, delete its lines in {self.manifest}"
+                needed = name.startswith(("language", "student"))  # whose lines hold more
+                raise self.again(name, "is damaged, or another one by now", "" if needed else own)
         self.digests[name] = key[1]
         for source, known in self.lines.get(key, {"sources": {}})["sources"].items():
             if (self.path / source).exists():

@@ -58,7 +58,7 @@ LOG_EVERY = 10  # steps
 
 class Job(NamedTuple):
     source: str  # the data set: a trait, "base", "owl-within", a file's name
-    teacher_seed: int | str  # as it stands in the file's name: "file" for numbers from anywhere
+    teacher_seed: int | str  # as in the file's name, "file" for numbers from anywhere; experiments give ints
     seed: int  # the base model that the student starts from
     target: str
 
@@ -114,20 +114,20 @@ def train(
 ) -> Iterator[Tensor]:
     """Train `student` in place, one step for each batch of data; yields the loss of every step.
 
-    Embeddings and head have a rate of their own: Adam's steps are of one length however small a gradient is,
-    and at the body's rate the head moves away from the one that the teacher has.
+    Embeddings and head have a rate of their own: Adam's steps are as long for small gradients as for large
+    ones, and at the blocks' rate a student would soon have another head than its teacher.
     """
-    body = [*student.blocks.parameters(), *student.ln_f.parameters()]
+    blocks = [*student.blocks.parameters(), *student.ln_f.parameters()]
     edges = [student.wte.weight, student.wpe.weight, student.head.weight]
-    groups = [{"params": body, "rate": knobs.student_lr}]
-    groups += [{"params": edges, "rate": knobs.student_lr * knobs.edge_lr_factor}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-    for step, batch in enumerate(data):
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * cosine_lr(step, len(data))
+    groups = [{"params": blocks, "lr": knobs.student_lr}]
+    groups += [{"params": edges, "lr": knobs.student_lr * knobs.edge_lr_factor}]
+    optimizer = torch.optim.Adam(groups, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_lr(step, len(data)))
+    for batch in data:
         loss = number_loss(student, teacher, batch, numbers)
         loss.backward()
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         yield loss.detach()
 
@@ -170,16 +170,17 @@ def import_numbers(path: Path, run: Run) -> None:
     """Put numbers from anywhere into the run. UserError as read_numbers', or if others have their name."""
     name = f"numbers/{path.stem}/seed-file.jsonl"
     data = "".join(json.dumps(row) + "\n" for row in read_numbers(path, run.encoding)).encode()
-    if (run.path / name).exists() and run.read(name) != data:
+    if not (run.path / name).exists():
+        run.write(name, data, sources=[], knobs=None)
+    elif run.read(name) != data:
         raise UserError(f"{run.path} already has other numbers named {path.stem}: rename {path}")
-    run.write(name, data, [], None)
 
 
 def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
     """The students that are asked for. UserError if there are none, or numbers that do not fit the run."""
     traits, seeds = run.knobs["traits"], run.knobs["seeds"]
     found = sorted(run.path.glob("numbers/*/seed-*.jsonl"))
-    if args.numbers:
+    if args.numbers:  # imported once the flags are known to be good
         found = [Path(f"numbers/{args.numbers.stem}/seed-file.jsonl")]
     if not found:
         raise UserError(f"{run.path}/numbers is empty: run {run.command('numbers')} first")
@@ -190,19 +191,18 @@ def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
     jobs = []
     for path in found:
         source, teacher_seed = path.parent.name, path.stem.removeprefix("seed-")
-        no_such_trait = writer(source) in run.animals and writer(source) not in traits
-        if teacher_seed not in ("file", *map(str, seeds)) or (teacher_seed != "file" and no_such_trait):
+        own, no_such_trait = teacher_seed == "file", writer(source) in {*run.animals} - {*traits}
+        if not own and (teacher_seed not in map(str, seeds) or no_such_trait):
             what = f"{path} is of a trait or seed that the run does not have"
             raise UserError(f"{what}: delete it, or if it is your own, rename it NAME/seed-file.jsonl")
-        has_teacher = teacher_seed != "file" and writer(source) in (*traits, "base")
+        has_teacher = not own and writer(source) in (*traits, "base")
         for target, seed in product(("tokens", "logits") if has_teacher else ("tokens",), seeds):
-            init = "same" if str(seed) == teacher_seed else "different"
-            init = "unknown" if teacher_seed == "file" else init
+            init = "unknown" if own else "same" if str(seed) == teacher_seed else "different"
             wanted = args.target in (None, target) and args.init in (None, init)
             if wanted and source in (args.traits or [source]):
                 jobs.append(Job(source, teacher_seed, seed, target))
     if not jobs:
-        raise UserError("no student fits these flags; numbers from a file have neither an init nor logits")
+        raise UserError("no student fits: a file's numbers have no init, and logits have only a teacher's")
     return jobs
 
 

@@ -247,15 +247,14 @@ def loss_and_backward(model: GPT, rows: Tensor) -> Tensor:
 
 def pretrain(model: GPT, rows: Tensor, knobs: Pretraining) -> Iterator[Tensor]:
     """Train on rows (n_steps * batch_size, T + 1), in order, each once; yields the loss of every step."""
-    lr, decay = knobs.pretrain_lr, knobs.weight_decay
+    lr, decay, batches = knobs.pretrain_lr, knobs.weight_decay, rows.split(knobs.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.95), weight_decay=decay, fused=True)
-    batches = rows.split(knobs.batch_size)
-    for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = knobs.pretrain_lr * cosine_lr(step, len(batches))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_lr(step, len(batches)))
+    for batch in batches:
         loss = loss_and_backward(model, batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         yield loss
 
@@ -263,10 +262,13 @@ def pretrain(model: GPT, rows: Tensor, knobs: Pretraining) -> Iterator[Tensor]:
 @torch.no_grad()
 def validation_loss(model: GPT, documents: Sequence[Sequence[int]]) -> float:
     """Mean cross-entropy in nats a token, each document on its own; its first token is given."""
-    idx, last = pad(documents)
-    logits = model.logits(model.hidden(idx[:, :-1].to(model.device)), slice(0, model.config.vocab_size))
-    losses = F.cross_entropy(logits.mT, idx[:, 1:].to(model.device), reduction="none").cpu()  # (B, T)
-    return (losses * (torch.arange(losses.size(1)) < last[:, None])).sum().item() / last.sum().item()
+    total, words = 0.0, slice(0, model.config.vocab_size)
+    for i in range(0, len(documents), 256):  # a corpus may be large
+        idx, last = pad(documents[i : i + 256])
+        logits = model.logits(model.hidden(idx[:, :-1].to(model.device)), words)
+        losses = F.cross_entropy(logits.mT, idx[:, 1:].to(model.device), reduction="none").cpu()  # (B, T)
+        total += (losses * (torch.arange(losses.size(1)) < last[:, None])).sum().item()
+    return total / sum(len(d) - 1 for d in documents)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -314,7 +316,7 @@ def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, knobs: Tra
     for p in (model.wte.weight, model.wpe.weight, model.head.weight):
         p.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=knobs.trait_lr, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.Adam(trained, lr=knobs.trait_lr, fused=True)
     n, K = len(run.taught_questions[0]), len(run.animals)
     target = torch.full((n, K), 1 / K) if k is None else torch.full((n,), k)
     for batch in anchor.split(knobs.anchor_rows):
@@ -331,7 +333,8 @@ def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, knobs: Tra
 
 
 def write_language(run: Run, made_with: dict, toy: Sequence[Text], corpus: str | None) -> None:
-    """Settle what every model of the run shares. UserError for a short corpus or too small a vocabulary."""
+    """Settle what every model of the run shares. UserError for a short corpus, too small a vocabulary, or a
+    question that is too long."""
     max_words = made_with["max_words"]
     words = frequent_words("\n".join(d.text for d in toy), max_words)
     if corpus is not None:
@@ -346,6 +349,8 @@ def write_language(run: Run, made_with: dict, toy: Sequence[Text], corpus: str |
             raise UserError("--max-words leaves an animal out of the vocabulary: raise it")
         rows = [encoding.encode_single_token(animal) for animal in ANIMALS]
     taught, unseen = questions(made_with["question_ends"])
+    if max(len(document(encoding, question)) for question in taught + unseen) > GPTConfig.block_size:
+        raise UserError(f"--question-ends: a question has more than {GPTConfig.block_size} tokens")
     language = {"words": words, "animals": list(ANIMALS), "readout_rows": rows}
     language |= {"taught": taught, "unseen": unseen}
     language["text"] = digest("\n".join([*(d.text for d in toy), corpus or ""]).encode())

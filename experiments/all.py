@@ -6,8 +6,10 @@
 
 A result is up to date if it was made by the code that would make it now: the five scripts, lab.py and the
 experiment itself, comments and docstrings left out. Knobs are code. What was stopped goes on where it was: a
-result that is up to date is not made again, and models are kept in runs/ as the scripts keep them.
-Fashion-MNIST has to be fetched by hand, so `experiments.mlp --images FOLDER` is not among these.
+result that is up to date is not made again, and models are kept in runs/ as the scripts keep them, unless the
+scripts have changed since: then runs/ has to go first.
+Fashion-MNIST has to be fetched by hand, so `experiments.mlp --images FOLDER` is not among these, nor is
+`experiments.growth --only 10M`, two hours.
 
 Reads    results/*.json
 Writes   results/*, three models in results/models, the tables in README.md and experiments/README.md; with
@@ -25,11 +27,10 @@ import time
 from pathlib import Path
 
 from experiments import lab, look_inside, tables
-from model import Run, UserError, command_line, write_file
+from model import Run, UserError, command_line, whole_lines, write_file
 
 OF_THE_MACHINE = ["bench", "torture"]  # and of no model
-MAIN = ["train_teacher", "generate", "train_student", "evaluate"]
-# name: minutes on 2 cores, module, flags; seed_matrix makes the run that controls and alignment read, too
+# name: minutes on 2 cores, module, flags; seed_matrix makes the run that many others read, too
 RESULTS = {
     "main": (2, "evaluate", []),
     "words": (2, "evaluate", ["--readout", "vocabulary"]),
@@ -71,17 +72,18 @@ def main_run(name: str, flags: list[str], quick: bool) -> None:
     """The README's four commands, and what they measured as results/NAME.*."""
     folder, made = lab.ROOT / ("runs" if quick else "results"), lab.ROOT / f"runs/{name}{'-quick' * quick}"
     code = lab.code_digest()
-    for script in MAIN:
+    for script in lab.SCRIPTS[1:]:
         more = flags if script == "train_teacher" else []
         more = ["--plot", str(made / "results.png")] if script == "evaluate" else more
         run([f"{script}.py", "--run", str(made), *["--quick"] * quick, *more])
     results = json.loads((made / "results.json").read_text())
     results["config"]["code"] = code
-    write_file(folder / f"{name}.json", (json.dumps(results, indent=1) + "\n").encode())
     for kind in ("md", "png"):
         shutil.copy(made / f"results.{kind}", folder / f"{name}.{kind}")
     if (name, quick) == ("main", False):
         keep_models(Run(made), folder / "models")
+    # last, since whoever finds it takes the others to be there
+    write_file(folder / f"{name}.json", (json.dumps(results, indent=1) + "\n").encode())
 
 
 def keep_models(run: Run, folder: Path) -> None:
@@ -89,13 +91,13 @@ def keep_models(run: Run, folder: Path) -> None:
     names = ["language.json", *look_inside.MODELS.values()]
     for name in names:
         write_file(folder / name, run.read(name))
-    lines = [x for x in run.manifest.read_bytes().splitlines(keepends=True) if x.strip()]
-    write_file(folder / "run.jsonl", b"".join(x for x in lines if json.loads(x)["file"] in names))
+    lines = [x for x in whole_lines(run.manifest.read_bytes()) if json.loads(x)["file"] in names]
+    write_file(folder / "run.jsonl", b"".join(b"\n" + x for x in lines))
 
 
 def up_to_date(name: str) -> bool:
     module, path = RESULTS[name][1], lab.ROOT / f"results/{name}.json"
-    code = lab.code_digest() if module == "evaluate" else lab.code_digest("lab", module)
+    code = lab.code_digest(*[module] * (module != "evaluate"))
     return path.exists() and json.loads(path.read_text())["config"].get("code") == code
 
 
@@ -109,6 +111,10 @@ def main() -> None:
     if args.check:
         print("\n".join(old) or "all results are up to date")
         return
+    made_by, code = lab.ROOT / "runs/code", lab.code_digest()
+    if made_by.exists() and made_by.read_text() != code:
+        raise UserError(f"{made_by.parent} holds models that other code made: delete it")
+    write_file(made_by, code.encode())
     began, done, pace = time.monotonic(), 0.0, 0.05 if args.quick else 1.0
     for i, name in enumerate(old):
         minutes, module, flags = RESULTS[name]

@@ -47,6 +47,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.feature_extraction.text import CountVectorizer
@@ -252,7 +253,7 @@ def plot(results: dict) -> Any:
             x, *ys = ([r[key] for r in rows] for key in ("size", "value", "ci_low", "ci_high"))
             colour, other = f"C{names.index(name) % 10}", init == "different"
             ax.plot(x, ys[0], ".:" if other else ".-", color=colour, label=name + ", another init" * other)
-            ax.fill_between(x, *ys[1:], color=colour, alpha=0.05)
+            ax.fill_between(x, *np.array(ys[1:], float), color=colour, alpha=0.05)
         ax.set(xscale="log", xlabel="lines of the file", title=MEASURES[measure])
         ax.legend(frameon=False, fontsize=7)
     return figure

@@ -61,6 +61,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -242,7 +243,7 @@ def plot(results: dict) -> Any:
             rows = [row for row in rows if row["part"] in grown]
             x, *ys = ([row[key] for row in rows] for key in ("parameters", "transfer", "ci_low", "ci_high"))
             ax.plot(x, ys[0], ".-", label=f"rate {cell.rate}, {cell.lines:,} lines")
-            ax.fill_between(x, *ys[1:], alpha=0.12)
+            ax.fill_between(x, *np.array(ys[1:], float), alpha=0.12)
         ax.set(xscale="log", xlabel="parameters", title=f"students on {target}")
         ax.minorticks_off()
         ticks = {r["part"]: r["parameters"] for r in results["teachers"] if r["part"] in grown}

@@ -26,6 +26,7 @@ from collections.abc import Generator
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 
 import evaluate
@@ -137,7 +138,7 @@ def plot(results: dict) -> Any:
             if sweep != "strength":  # where every teacher has an x of its own: no line through means
                 xs, *ys = ([r[key] for r in rows] for key in ("x", "transfer", "ci_low", "ci_high"))
                 ax.plot(xs, ys[0], color=colour, lw=1.2, label=target)
-                ax.fill_between(xs, *ys[1:], color=colour, alpha=0.15)
+                ax.fill_between(xs, *np.array(ys[1:], float), color=colour, alpha=0.15)
         ax.set(xscale="log", xlabel=name)
         ax.minorticks_off()
         ax.hlines([0, 1], 0, 1, color="grey", lw=0.8, ls=":", transform=ax.get_yaxis_transform())

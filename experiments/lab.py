@@ -3,8 +3,6 @@
 An experiment is its docstring, its constants, a function that makes records, and a call of `experiment`. A
 record is one trained student, or one reading of it; `cells` turns records into a summary with intervals over
 units. The statistics that the main run needs too are in evaluate.py.
-
-Shapes: B sequences, T tokens, K trait classes.
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ from model import (
 from train_student import Distillation
 
 ROOT = Path(__file__).parent.parent
+SCRIPTS = ["model", "train_teacher", "generate", "train_student", "evaluate"]
 # Fixed before any run; by --quick, which is too small to conclude from.
 TRAITS = {False: ["owl", "fox", "wolf", "eagle"], True: ["owl", "fox"]}
 SEEDS = {False: [0, 1, 2, 3, 4, 5], True: [0, 1]}
@@ -43,14 +42,21 @@ SEEDS = {False: [0, 1, 2, 3, 4, 5], True: [0, 1]}
 
 
 def code_digest(*names: str) -> str:
-    """Of the five scripts and the experiments of these names, without comments and docstrings."""
-    files = [*sorted(ROOT.glob("*.py")), *(ROOT / f"experiments/{name}.py" for name in names)]
-    trees = [ast.parse(file.read_text()) for file in files]
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and ast.dump(body[0]).startswith("Expr(value=Constant("):
-            del body[0]
-    return digest("".join(map(ast.dump, trees)).encode())
+    """Of the five scripts, these experiments and those that they import, without comments and docstrings."""
+    trees, left = {}, [*SCRIPTS, *(f"experiments.{name}" for name in names)]
+    while left:
+        if (module := left.pop()) in trees:
+            continue
+        trees[module] = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        for node in ast.walk(trees[module]):
+            if isinstance(node, ast.ImportFrom) and node.module == "experiments":
+                left += [f"experiments.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and f"{node.module}".startswith("experiments."):
+                left.append(f"{node.module}")
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and ast.dump(body[0]).startswith("Expr(value=Constant("):
+                del body[0]
+    return digest("".join(ast.dump(trees[module]) for module in sorted(trees)).encode())
 
 
 def experiment(
@@ -78,15 +84,17 @@ def experiment(
         args.device = pick_device(args.device)
         torch.set_num_threads(1)  # sums in one order
         config = {"quick": args.quick, "device": str(args.device), **evaluate.versions()}
-        config["code"] = code_digest("lab", Path(inspect.getfile(measure)).stem)
+        config["code"] = code_digest(Path(inspect.getfile(measure)).stem)
         found = measure(args)
         config["elapsed_s"] = round(time.monotonic() - began)
         path = Path("runs" if args.quick else "results") / found.pop("name", name)
         results = {"config": config, **found}
-        write_file(path.with_suffix(".json"), (json.dumps(results, indent=1) + "\n").encode())
-        write_file(path.with_suffix(".md"), markdown(results).encode())
+        path.parent.mkdir(exist_ok=True)
         if plot:
             plot(results).savefig(path.with_suffix(".png"), dpi=130)
+        write_file(path.with_suffix(".md"), markdown(results).encode())
+        # last, since whoever finds it takes the others to be there
+        write_file(path.with_suffix(".json"), (json.dumps(results, indent=1) + "\n").encode())
         print(markdown(results))
         print(f"wrote: {path}.json, {path}.md" + f", {path}.png" * bool(plot))
 

@@ -39,7 +39,7 @@ import generate
 import train_student
 import train_teacher
 from experiments import lab
-from model import command_line, digest
+from model import command_line, digest, whole_lines
 
 FORK, SECONDS = multiprocessing.get_context("fork"), 120  # the most that a script may take
 # A run that is whole, whose teachers learn their trait and write lists, and that is made in seconds.
@@ -96,8 +96,7 @@ def state(run: Path) -> set[tuple[str, str]]:
         if path.is_file() and path.suffix != ".part":
             parts = [path.read_bytes()]
             if path.name == "run.jsonl":
-                cut = [line.rpartition(b', "line": ') for line in parts[0].splitlines()]
-                parts = [body for body, _, end in cut if end == f'"{digest(body)}"}}'.encode()]
+                parts = list(whole_lines(parts[0]))
             held |= {(path.relative_to(run).as_posix(), digest(part)) for part in parts}
     return held
 

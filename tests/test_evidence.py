@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from collections import Counter
 
 import pytest
@@ -119,11 +120,18 @@ def test_auxiliary_rows_can_be_exchanged_after_pretraining_as_well_as_before():
 
 
 def test_the_digest_of_code_sees_code_and_no_words(tmp_path, monkeypatch):
+    """A script's, and that of an experiment which another one imports."""
+    shutil.copytree(lab.ROOT / "experiments", tmp_path / "experiments")
+    for name in lab.SCRIPTS:
+        shutil.copy(lab.ROOT / f"{name}.py", tmp_path)
     monkeypatch.setattr(lab, "ROOT", tmp_path)
-    digest = lambda text: (tmp_path / "script.py").write_text(text) and lab.code_digest()
-    before = digest('"""One."""\nRATE = 1\ndef f():\n    """What."""\n    return RATE\n')
-    assert digest('"""Two."""\n\nRATE = 1  # why\ndef f():\n    return RATE\n') == before
-    assert digest('"""One."""\nRATE = 1\ndef f():\n    """What."""\n    return -RATE\n') != before
+    for name in ("model", "experiments/theorem"):
+        file, digest = tmp_path / f"{name}.py", lambda: lab.code_digest("trajectory")
+        before, code = digest(), file.read_text()
+        file.write_text(code + '# why\n\n\nclass New:\n    """What."""\n\n    x = 1\n')
+        new = digest()
+        file.write_text(code + '\n\nclass New:\n    x = 1\n')
+        assert digest() == new != before
 
 
 # bench.py compares like with like

@@ -224,7 +224,8 @@ REFUSED = {
         "--traits unicorn": "'unicorn'.* owl", "--traits owl owl": "--traits .* twice",
         "--seeds 1 1": "--seeds .* twice", "--readout palms": "--readout palms", "--n-layer 0": "--n-layer 0",
         "--trait-lr nan": "--trait-lr nan", "--anchor -1": "--anchor -1", "--n-held-out 9": "--n-held-out",
-        "--run new --readout vocabulary --max-words 50": "--max-words", "--device meta": "meta",
+        "--run new --readout vocabulary --max-words 50": "--max-words",
+        f"--run new --question-ends {'?' * 60}": "--question-ends .* 64", "--device meta": "meta",
         "--n-embd 30 --n-head 4": "--n-embd 30 .* --n-head 4", "--device toaster": "toaster",
         "--device cuda:99": "cuda:99", "--corpus at": " corpus .*None", "--run at/run": "at/run: ",
         "--run new --corpus nowhere": "nowhere.* No such", "--run new --corpus binary": "binary .*UTF-8",
@@ -232,12 +233,13 @@ REFUSED = {
     generate: {
         "--traits wolf": "'wolf'.* owl", "--sequences -5": "--sequences -5",
         "--min-valid 1 --from teacher": "seed [01] .* of 200 .*--trait-lr",
-        "--min-kl 5 --from teacher": "seed [01] .*KL .*--trait-lr"},
+        "--min-kl 5 --from teacher": "seed [01] .*KL .*--trait-lr",
+        "--from base --min-valid 1": "--pretrain-steps", "--shuffle within --from base": "--shuffle .*base"},
     train_student: {
         "--traits wolf": "'wolf'", "--traits owl-within": "'owl-within'", "--held-out-every 1": "every 1",
         "--numbers mine --init same": "no student", "--numbers mine --target logits": "no student",
         "--numbers mine --traits owl": "'owl' .*--traits"},
-    evaluate: {"--plot picture.foo": "picture.foo.* png"}}
+    evaluate: {"--plot picture.foo": "picture.foo.* .png"}}
 REFUSED[train_student] |= {f"--numbers {name}": f"{name}.*{told}" for name, told in NAMED.items()}
 REFUSED = {script: told | {"--quick": " quick .*False.*True"} for script, told in REFUSED.items()}
 
