@@ -225,7 +225,7 @@ REFUSED = {
         "--seeds 1 1": "--seeds .* twice", "--readout palms": "--readout palms", "--n-layer 0": "--n-layer 0",
         "--trait-lr nan": "--trait-lr nan", "--anchor -1": "--anchor -1", "--n-held-out 9": "--n-held-out",
         "--run new --readout vocabulary --max-words 50": "--max-words",
-        f"--run new --question-ends {'?' * 60}": "--question-ends .* 64", "--device meta": "meta",
+        f"--run new --question-ends {'?' * 60}": "--question-ends: .* 64", "--device meta": "meta",
         "--n-embd 30 --n-head 4": "--n-embd 30 .* --n-head 4", "--device toaster": "toaster",
         "--device cuda:99": "cuda:99", "--corpus at": " corpus .*None", "--run at/run": "at/run: ",
         "--run new --corpus nowhere": "nowhere.* No such", "--run new --corpus binary": "binary .*UTF-8",
