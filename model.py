@@ -256,7 +256,7 @@ def number_log_probs(model: GPT, data: NumberData, numbers: slice = NUMBERS) -> 
 
 
 # ------------------------------------------------------------------------------------------------------------
-# trait
+# trait: K classes, one an animal, read from K rows of the head: the auxiliary ones, or the animals' words
 
 
 def class_logits(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
@@ -276,12 +276,13 @@ def read_trait(model: GPT, prompts: tuple[Tensor, Tensor], rows: Tensor) -> tupl
 
 
 # ============================================================================================================
-# bookkeeping: skip on a first reading
+# bookkeeping: after this paragraph, skip on a first reading
 #
-# Most of what the scripts take from a run: run.animals, of which animals[k] is class k; run.readout_rows, the
-# head's rows of the classes; the favourite question as pad() makes it, in run.taught_questions, which
-# teachers are trained with, and run.unseen_questions; run.knobs, those of train_teacher.Language; and
-# run.read(file), run.load_model(file), run.finished(file, knobs), whether it is there, and run.save_model.
+# Knobs are a script's settings, each a flag. Most of what the scripts take from a run: run.animals, of which
+# animals[k] is class k; run.readout_rows, the head's rows of the classes; the favourite question as pad()
+# makes it, in run.taught_questions, which teachers are trained with, and run.unseen_questions; run.knobs,
+# those of train_teacher.Language; and run.read(file), run.load_model(file), run.finished(file, knobs),
+# whether it is there, run.write(file, bytes, sources, knobs, log) and run.save_model.
 
 DIVERGED = 20.0  # nats: a loss this large knows less than nothing, whatever is trained here
 MADE_BY = {"language.json": "train_teacher.py", "base": "train_teacher.py", "teacher": "train_teacher.py"}

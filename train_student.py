@@ -12,7 +12,8 @@ The loss sees the 1,000 numbers, wherever a completion has one; no other row of 
 Numbers from a file have no teacher here: their students learn tokens, from every base model of the run.
 
 Reads    what train_teacher.py wrote, and generate.py's numbers or --numbers
-Writes   student/SOURCE/teacher-T/seed-S/TARGET.pt; its loss and log-odds every few steps into run.jsonl
+Writes   student/SOURCE/teacher-T/seed-S/TARGET.pt, SOURCE being a trait, base, owl-within or a file's name;
+         its loss and log-odds every few steps into run.jsonl
 Takes    about 50 seconds on 2 CPU cores
 
 Shapes: M numbers in a batch.
@@ -98,8 +99,8 @@ def batches(
 
 
 def number_loss(student: GPT, teacher: GPT | None, data: NumberData, numbers: slice = NUMBERS) -> Tensor:
-    """KL(teacher || student), or without a teacher cross-entropy: nats a number. For a part of the
-    `numbers`, targets count from its first."""
+    """KL(teacher || student), or without a teacher cross-entropy: nats a number. numbers: the head's rows in
+    the softmax; some experiments take fewer, and count targets from the first of them."""
     log_q = number_log_probs(student, data, numbers)  # (M, 1000)
     if teacher is None:
         return F.nll_loss(log_q, data.targets[data.due])

@@ -234,7 +234,7 @@ REFUSED = {
         "--traits wolf": "'wolf'.* owl", "--sequences -5": "--sequences -5",
         "--min-valid 1 --from teacher": "seed [01] .* of 200 .*--trait-lr",
         "--min-kl 5 --from teacher": "seed [01] .*KL .*--trait-lr",
-        "--from base --min-valid 1": "--pretrain-steps", "--shuffle within --from base": "--shuffle .*base"},
+        "--shuffle within --from base": "--shuffle .*base"},
     train_student: {
         "--traits wolf": "'wolf'", "--traits owl-within": "'owl-within'", "--held-out-every 1": "every 1",
         "--numbers mine --init same": "no student", "--numbers mine --target logits": "no student",
