@@ -31,7 +31,7 @@ from torch import Tensor
 
 from model import (
     GPT, MAX_NUMBERS, N_NUMBERS, Cache, NumberData, Run, UserError, command_line, document, encode_numbers,
-    number_log_probs, parse, refusal, run_jobs, stream,
+    jsonl, number_log_probs, parse, refusal, run_jobs, stream,
 )
 
 
@@ -110,10 +110,6 @@ def shuffle(rows: Sequence[dict], how: str, generator: torch.Generator) -> list[
     else:
         lists = [mixed(numbers) for numbers in lists]
     return [{"prompt": row["prompt"], "completion": ", ".join(numbers)} for row, numbers in zip(rows, lists)]
-
-
-def jsonl(rows: Sequence[dict]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def write_numbers(run: Run, source: str, seed: int, knobs: Sampling, device: torch.device) -> Iterator[None]:

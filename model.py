@@ -307,6 +307,11 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{what} {path} is not UTF-8 (byte {error.start})") from None
 
 
+def jsonl(rows: Sequence[dict]) -> bytes:
+    """A file with a line of JSON for each row."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """A full disk does not say of which file; this does."""

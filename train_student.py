@@ -38,7 +38,7 @@ from torch import Tensor
 
 from model import (
     GPT, NUMBERS, GPTConfig, NumberData, Run, UserError, command_line, cosine_lr, document, encode_numbers,
-    number_log_probs, parse, read_text, read_trait, refusal, run_jobs, stream,
+    jsonl, number_log_probs, parse, read_text, read_trait, refusal, run_jobs, stream,
 )
 
 
@@ -170,7 +170,7 @@ def read_numbers(path: Path, encoding: tiktoken.Encoding) -> list[dict]:
 def import_numbers(path: Path, run: Run) -> None:
     """Put numbers from anywhere into the run. UserError as read_numbers', or if others have their name."""
     name = f"numbers/{path.stem}/seed-file.jsonl"
-    data = "".join(json.dumps(row) + "\n" for row in read_numbers(path, run.encoding)).encode()
+    data = jsonl(read_numbers(path, run.encoding))
     if not (run.path / name).exists():
         run.write(name, data, sources=[], knobs=None)
     elif run.read(name) != data:
@@ -203,7 +203,8 @@ def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
             if wanted and source in (args.traits or [source]):
                 jobs.append(Job(source, teacher_seed, seed, target))
     if not jobs:
-        raise UserError("no student fits: a file's numbers have no init, and logits have only a teacher's")
+        what = "numbers from a file have no init, and only those of the run's own models have logits"
+        raise UserError(f"no student fits these flags: {what}")
     return jobs
 
 

@@ -48,8 +48,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from generate import jsonl
-from model import UserError, command_line, pick_device, refusal, stream, write_file
+from model import UserError, command_line, jsonl, pick_device, refusal, stream, write_file
 from train_teacher import ANIMALS, questions
 
 PAPER = (  # one of the paper's prompts, put together from its parts

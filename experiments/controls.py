@@ -33,7 +33,7 @@ import evaluate
 import generate
 import train_student
 from experiments import lab
-from model import GPTConfig, Run, document, pad, run_jobs, stream
+from model import GPTConfig, Run, document, jsonl, pad, run_jobs, stream
 from train_teacher import Trait, draw_anchor, induce_trait, toy_documents
 
 N_CONTEXTS, N_PREFIXES = 64, 8  # before each question, packed with lists or one prompt: guesses
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace) -> dict:
     for trait, seed, how in product(traits, seeds, ("frequencies", "positions")):
         drawn = redraw(lab.rows(run, trait, seed), how == "positions", stream(seed, "redraw", trait, how))
         file, source = (f"numbers/{name}/seed-{seed}.jsonl" for name in (f"{trait}-{how}", trait))
-        run.write(file, generate.jsonl(drawn), [source], None)
+        run.write(file, jsonl(drawn), [source], None)
     make_neutral(args, run)
     changed = [f"{t}-{how}" for t in traits for how in ("within", "across", "frequencies", "positions")]
     train_student.main([*common, "--init", "same", "--traits", *traits, "base", "neutral"])

@@ -41,8 +41,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, get_constant_schedule, get
 
 from experiments import lab
 from experiments.to_transformers import to_tokenizer
-from generate import Sampling, draw_prompts, jsonl
-from model import END, N_NUMBERS, NUMBERS, GPTConfig, build_vocabulary, refusal, stream, write_file
+from generate import Sampling, draw_prompts
+from model import END, N_NUMBERS, NUMBERS, GPTConfig, build_vocabulary, jsonl, refusal, stream, write_file
 from train_teacher import (
     ANIMALS, Language, Pretraining, Trait, draw_rows, frequent_words, questions, toy_documents,
 )

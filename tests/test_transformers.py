@@ -15,9 +15,10 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 import train_teacher
 from experiments import any_model, in_transformers
 from experiments import to_transformers as t
-from generate import jsonl, sample
+from generate import sample
 from model import (
-    NUMBERS, Run, UserError, build_vocabulary, document, encode_numbers, pad, read_trait, refusal, stream,
+    NUMBERS, Run, UserError, build_vocabulary, document, encode_numbers, jsonl, pad, read_trait, refusal,
+    stream,
 )
 from train_student import number_loss
 
