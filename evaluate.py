@@ -12,7 +12,8 @@ A student's trait is read at the end of held-out phrasings of the question for t
     interval    95 %, bootstrap over units: a data set and its teacher's seed, its students averaged. Up to
                 three units give no more than their range, one gives none
     number loss cross-entropy on held-out lists, before and after; learnt: of how many students it fell
-    p           permutation of `same` and `different` within each unit: transfer in same above different
+    p           permutation of `same` and `different` within each unit: transfer in same above different.
+                With one student of each, n units give no less than 1 / 2^n
 Numbers without a trait, the base model's or a file's, count for every trait: what they did to one of them
 is in the records.
 
@@ -49,7 +50,8 @@ STUDENT = re.compile(r"student/([^/]+)/teacher-(-?[0-9]+|file)/seed-(-?[0-9]+)/(
 
 
 def find_students(run: Run) -> list[re.Match]:
-    """Those there, and those in the manifest that are gone but can be made again: there measure raises."""
+    """Those on disk, and those that are gone but could be made again: measure raises at these, so none is
+    left out in silence."""
     there = {path.relative_to(run.path).as_posix() for path in run.path.glob("student/*/*/*/*.pt")}
     known = there | {file for file, _ in run.lines}
     found = [match for name in sorted(known) if (match := STUDENT.fullmatch(name))]
@@ -84,7 +86,7 @@ def measure(run: Run, device: torch.device) -> list[dict]:
             path = run.path / f"teacher/{trait}/seed-{seed}.pt"
             raise UserError(f"{path} does not prefer its trait more than its base model does: delete it")
     records: list[dict] = []
-    knobs: dict[str, dict] = {}  # of the first student, and of the first data set
+    knobs: dict[str, dict] = {}  # of the first student and data set; the others' have to be the same
     for match in find_students(run):
         name, (source, from_seed, own_seed, target) = match[0], match.groups()
         kind, its_trait = kind_of(source, from_seed, run)
