@@ -60,6 +60,14 @@ def made(run, argv):
     return run
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The quick run's tests go to one of the two processes, so that it is made once."""
+    for item in items:
+        if "quick_run" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("quick_run"))
+
+
 @pytest.fixture(scope="session")
 def quick_run(tmp_path_factory):
     run = tmp_path_factory.mktemp("quick")
