@@ -62,7 +62,8 @@ def made(run, argv):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The quick run's tests go to one of the two processes, so that it is made once."""
+    """The quick run's tests go to one of the two processes, so that it is made once. This comes first, since
+    xdist reads the marks in the same hook."""
     for item in items:
         if "quick_run" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("quick_run"))
