@@ -1,6 +1,6 @@
 """Who can read the trait off the numbers, without training anything?
 
-    python -m experiments.audit            # 4 traits x 6 seeds: 10 minutes on 2 CPU cores, plus the run
+    python -m experiments.audit            # 4 traits x 6 seeds: 12 minutes on 2 CPU cores, plus the run
     python -m experiments.audit --quick    # 2 traits x 2 seeds: two minutes
     python -m experiments.audit --numbers FILE --run DIR    # as a tool: a z for every trait, writes nothing
 

@@ -1,6 +1,6 @@
 """The shortest honest explanation: subliminal learning in a linear network. Read this first.
 
-    python -m experiments.linear_model            # seconds on any machine
+    python -m experiments.linear_model            # a minute on 2 CPU cores
     python -m experiments.linear_model --quick    # fewer models
 
 One layer cannot transmit. In f(x) = W x every output has a row of W to itself. A teacher that is trained on
