@@ -206,7 +206,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 def markdown(results: dict) -> str:
     text = "Shifts to the voice taught, in units of the teachers', and by how many nats number losses fell."
-    rows = lab.where(results["summary"], voice="both")
+    rows = [dict(row) for row in lab.where(results["summary"], voice="both")]
     for row in rows:
         cells = lab.where(results["summary"], **{key: row[key] for key in BY})
         row |= {r["voice"]: lab.transfer(r) for r in cells}

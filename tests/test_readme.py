@@ -70,5 +70,6 @@ def test_a_committed_table_is_its_json(path):
                "growth_large": "experiments.growth"}
     maker = importlib.import_module(made_by.get(path.stem, f"experiments.{path.stem}"))
     assert path.with_suffix(".md").read_text() == maker.markdown(results)
+    assert results == json.loads(path.read_text())  # a table changes nothing in what it shows
     assert not results["config"]["quick"] and "dirty" not in results["config"]["commit"]
     assert {"config", "records", "summary"} <= results.keys() or maker is evaluate
