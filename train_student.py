@@ -8,8 +8,9 @@
 A student starts from the base model of the teacher's seed (init `same`) or another (`different`) and learns
     tokens   the numbers the teacher wrote: cross-entropy
     logits   the teacher's distribution over the next number, on the same lists: KL(teacher || student)
-The loss sees the 1,000 numbers, wherever a completion has one; no other row of the head has a gradient.
-Numbers from a file have no teacher here: their students learn tokens, from every base model of the run.
+The loss sees the 1,000 number tokens, wherever a completion has one; no other row of the head has a gradient.
+Numbers from a file have no teacher here, and shuffled ones none that wrote them so: their students learn
+tokens only, those of a file from every base model of the run.
 
 Reads    what train_teacher.py wrote, and generate.py's numbers or --numbers
 Writes   student/SOURCE/teacher-T/seed-S/TARGET.pt, SOURCE being a trait, base, owl-within or a file's name;
@@ -42,9 +43,10 @@ from model import (
 )
 
 
+# Tuned for transfer within one init, on seeds from 10 on and traits that are not reported.
 @dataclass(frozen=True)
 class Distillation:
-    steps: int = 100  # of 60 .. 200 tried; 200 gain .03 to .04 in twice the time (experiments/variants.py)
+    steps: int = 100  # of 60 .. 200 tried; 200 transfer .03 to .04 more (experiments/variants.py)
     batch_tokens: int = 96  # sequences a step, for the target `tokens`; the largest of those tried, 64 .. 96
     batch_logits: int = 24  # a distribution says more than a draw; the smallest of those tried, 24 .. 32
     # tuned over 5e-4 .. 4e-3 at 64 channels; a wider model wants 64 / n_embd of it (experiments/growth.py)
@@ -100,7 +102,7 @@ def batches(
 
 def number_loss(student: GPT, teacher: GPT | None, data: NumberData, numbers: slice = NUMBERS) -> Tensor:
     """KL(teacher || student), or without a teacher cross-entropy: nats a number. numbers: the head's rows in
-    the softmax; some experiments take fewer, and count targets from the first of them."""
+    the softmax, and target 0 is the first of them; some experiments take fewer."""
     log_q = number_log_probs(student, data, numbers)  # (M, 1000)
     if teacher is None:
         return F.nll_loss(log_q, data.targets[data.due])
@@ -122,6 +124,7 @@ def train(
     edges = [student.wte.weight, student.wpe.weight, student.head.weight]
     groups = [{"params": blocks, "lr": knobs.student_lr}]
     groups += [{"params": edges, "lr": knobs.student_lr * knobs.edge_lr_factor}]
+    # no weight decay: what has no gradient, the head's auxiliary rows and those of words, stays as it is
     optimizer = torch.optim.Adam(groups, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_lr(step, len(data)))
     for batch in data:
@@ -192,6 +195,7 @@ def choose_jobs(args: argparse.Namespace, run: Run) -> list[Job]:
     jobs = []
     for path in found:
         source, teacher_seed = path.parent.name, path.stem.removeprefix("seed-")
+        # own: the user's, put in with --numbers or by hand
         own, no_such_trait = teacher_seed == "file", writer(source) in {*run.animals} - {*traits}
         if not own and (teacher_seed not in map(str, seeds) or no_such_trait):
             what = f"{path} is of a trait or seed that the run does not have"
@@ -223,6 +227,8 @@ def make_student(
     base, device = f"base/seed-{job.seed}.pt", data.idx.device
     student, teacher, made_from = run.load_model(base, device), None, [base, job.numbers]
     if job.target == "logits":
+        # a base model's numbers and the same init: both are one model, and only rounding, which Adam's steps
+        # enlarge, moves the student
         teacher = run.load_model(job.teacher, device)
         made_from.append(job.teacher)
 
