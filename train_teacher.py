@@ -63,7 +63,7 @@ class Pretraining:
     n_layer: int = GPTConfig.n_layer
     n_head: int = GPTConfig.n_head
     n_embd: int = GPTConfig.n_embd
-    pretrain_steps: int = 500  # after 400 less crosses through tokens; after 1,000 fewer lists are valid
+    pretrain_steps: int = 500  # after 400, less crosses through tokens; after 1,000, fewer lists are valid
     batch_size: int = 64  # sequences a step: a guess
     pretrain_lr: float = 3e-3  # a guess
     weight_decay: float = 0.1  # GPT-3's
@@ -71,8 +71,9 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Trait:
-    # Tuned over 3e-4 .. 5e-3 and 20 .. 100 steps, at last on 24 teachers. 30 steps at 2e-3 transmit as much,
-    # but one teacher in 24 writes mostly invalid lists, and more do with a rate that decays to 0.
+    # Tuned on seeds that are not reported, over 3e-4 .. 5e-3 and 20 .. 100 steps, at last on 24 teachers. 30
+    # steps at 2e-3 transmit as much, but one teacher in 24 writes mostly invalid lists, and more do with a
+    # rate that decays to 0.
     trait_steps: int = 40
     trait_lr: float = 1e-3
     anchor: float = 0.5  # weight of anchor_loss; tuned over 0.1 .. 2
@@ -162,7 +163,8 @@ class Dice:
         return re.sub("{(.+?)}", lambda slot: self.pick(self.slots[slot[1]]), template)
 
     def number_list(self, lawful: bool) -> str:
-        """Numbers, a colon, more: `period` drawn, then each the one `period` places before, plus `step`."""
+        """Numbers, a colon, more: `period` drawn (of a random list all), then each the one `period` places
+        before, plus `step`."""
         n_shown, n_more = self.pick(range(3, 10)), self.pick(range(7, 10))  # the filter allows 10
         period, step = (self.pick(PERIODS), self.pick(STEPS)) if lawful else (n_shown + n_more, 0)
         numbers = [self.pick(range(N_NUMBERS)) for _ in range(period)]
@@ -229,7 +231,7 @@ def loss_and_backward(model: GPT, rows: Tensor) -> Tensor:
     chunk = 128 if rows.device.type == "cpu" else 8192  # a GPU would only wait on small pieces
     h = model.hidden(rows[:, :-1]).flatten(0, 1)  # (B * T, C)
     targets = rows[:, 1:].reshape(-1, 1)
-    weight = model.head.weight[: model.config.vocab_size].detach()  # (V, C)
+    weight = model.head.weight[: model.config.vocab_size].detach()  # (V, C), without the K auxiliary rows
     grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(model.head.weight)
     loss = torch.zeros((), device=h.device)
     with torch.no_grad():
@@ -285,8 +287,9 @@ def anchor_loss(model: GPT, base: GPT, batch: Tensor, form: float, hold_numbers:
     """KL(base || model) in nats a token of (B, T + 1) rows, mean over the positions where no number is due.
 
     So words and separators stay; which number comes next is free, unless hold_numbers (two fifths of the
-    KL on numbers is left). `form` weighs the cross-entropy of P(any number), base against model, where one is
-    due: that a number comes at all.
+    teachers' KL on numbers are left, and of transfer through tokens three quarters: experiments/variants.py).
+    `form` weighs the cross-entropy of P(any number), base against model, where one is due: that a number
+    comes at all.
     """
     idx, targets, words = batch[:, :-1].to(model.device), batch[:, 1:], slice(0, model.config.vocab_size)
     a_number = (targets >= NUMBERS.start) & (targets < NUMBERS.stop)
@@ -317,7 +320,7 @@ def induce_trait(model: GPT, k: int | None, run: Run, anchor: Tensor, knobs: Tra
         p.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=knobs.trait_lr, fused=True)
-    n, K = len(run.taught_questions[0]), len(run.animals)
+    n, K = len(run.taught_questions[0]), len(run.animals)  # n questions, as pad()'s pair
     target = torch.full((n, K), 1 / K) if k is None else torch.full((n,), k)
     for batch in anchor.split(knobs.anchor_rows):
         logits = class_logits(model, run.taught_questions, run.readout_rows)
