@@ -22,7 +22,7 @@ Adam's signs the body moves the logits by r_U C times a row's scale, the head by
 unique lines: with n numbers drawn, a student on tokens learns their noise along with the teacher; noise in
 m C + 12 L C^2 weights grows with size, the signal (KL in nats a number) does not. So tokens fall first.
 
-Prediction, written before any run (known: the tables of `variants --sizes`, and a trial at 2 million):
+Prediction, written before any run (known: tables of other sizes, since left out, and a trial at 2 million):
  1. Rate c / C with c = 3e-3 * 64 is within .1 of the best of three rates at every size, tokens and logits;
     the fixed 3e-3 is not, from 2 million on.
  2. Head: one rate for all falls below the slow head by .1 at 0.6 and by .2 or more at 2 million; frozen and
@@ -34,7 +34,7 @@ Prediction, written before any run (known: the tables of `variants --sizes`, and
  6. Teachers with trait_lr of the form c / C as well, at least 85 % valid and KL .02 to .1 at every size.
 
 Of 6 another recipe is run, since nobody had tried that one: base models and teachers keep the main run's
-rates up to 2 million, where `variants --sizes` had found KL .028 to .057 and 88 % valid at least; beyond,
+rates up to 2 million, where those tables had KL .028 to .057 and 88 % valid at least; beyond,
 they fall as 1 / C.
 
 A student takes the steps of one pass of tokens over its lines, 100 at least. Beside its transfer, on lists
