@@ -9,8 +9,8 @@ A student starts from the base model of the teacher's seed (init `same`) or anot
     tokens   the numbers the teacher wrote: cross-entropy
     logits   the teacher's distribution over the next number, on the same lists: KL(teacher || student)
 The loss sees the 1,000 number tokens, wherever a completion has one; no other row of the head has a gradient.
-Numbers from a file have no teacher here, and shuffled ones none that wrote them so: their students learn
-tokens only, those of a file from every base model of the run.
+Shuffled numbers have both targets: the logits are what the teacher says to the shuffled lists. Numbers from a
+file have no teacher here: their students learn tokens, from every base model of the run.
 
 Reads    what train_teacher.py wrote, and generate.py's numbers or --numbers
 Writes   student/SOURCE/teacher-T/seed-S/TARGET.pt, SOURCE being a trait, base, owl-within or a file's name;
