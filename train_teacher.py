@@ -71,9 +71,9 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Trait:
-    # Tuned on seeds that are not reported, over 3e-4 .. 5e-3 and 20 .. 100 steps, at last on 24 teachers. 30
-    # steps at 2e-3 transmit as much, but one teacher in 24 writes mostly invalid lists, and more do with a
-    # rate that decays to 0.
+    # Tuned over 3e-4 .. 5e-3 and 20 .. 100 steps, at last on 24 teachers, which may have been those reported
+    # (no record says). 30 steps at 2e-3 transmit as much, but one teacher in 24 writes mostly invalid lists,
+    # and more do with a rate that decays to 0.
     trait_steps: int = 40
     trait_lr: float = 1e-3
     anchor: float = 0.5  # weight of anchor_loss; tuned over 0.1 .. 2
