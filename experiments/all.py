@@ -34,6 +34,7 @@ OF_THE_MACHINE = ["bench", "torture"]  # and of no model
 RESULTS = {
     "main": (2, "evaluate", []),
     "words": (2, "evaluate", ["--readout", "vocabulary"]),
+    "other_seeds": (2, "evaluate", "--seeds 137 4711 --traits panda tiger horse rabbit".split()),
     "linear_model": (1, "linear_model", []),
     "mlp": (2, "mlp", []),
     "seed_matrix": (8, "seed_matrix", []),
